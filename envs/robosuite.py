@@ -1,0 +1,116 @@
+"""robosuite's own single-arm tasks on a Franka Panda, as upstream builds them (arXiv:2009.12293).
+
+Not obvious:
+
+* Trial k is upstream's `np.random.seed(s); env.reset()` with s drawn from (seed, k): a hard reset, because some objects
+  (Lift's cube) change size with every load of the model.
+* Horizons are those of the robomimic study where it has the task (arXiv:2108.03298: Lift, Can, Square 400), 500 for
+  Door as in robosuite's benchmark runs, 400 for the others. No settle steps: an episode begins at upstream's reset.
+* Success is upstream's `_check_success()`, judged after every control step; upstream itself never stops at success.
+* robosuite has no instructions; the sentences here are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vla_bench.errors import UsageError
+from vla_bench.gl import use_backend
+from vla_bench.types import Camera, Suite, Task
+
+from .robosuite_core import (
+    ACTION,
+    CONTROL_HZ,
+    STATE,
+    RobosuiteEnv,
+    Sample,
+    SampleClock,
+    building,
+    import_robosuite,
+    release_loader_memory,
+    scene_seed,
+    version,
+)
+
+CAMERAS = ("agentview", "robot0_eye_in_hand")
+TRIALS = 50
+TASKS = (
+    Task("Lift", ("lift the red cube",), 400, TRIALS),
+    Task("Stack", ("stack the red cube on the green cube",), 400, TRIALS),
+    Task("Door", ("open the door",), 500, TRIALS),
+    Task("NutAssemblySquare", ("put the square nut on the square peg",), 400, TRIALS),
+    Task("NutAssemblyRound", ("put the round nut on the round peg",), 400, TRIALS),
+    Task("PickPlaceCan", ("put the can in its bin",), 400, TRIALS),
+    Task("PickPlaceMilk", ("put the milk carton in its bin",), 400, TRIALS),
+    Task("PickPlaceBread", ("put the bread in its bin",), 400, TRIALS),
+    Task("PickPlaceCereal", ("put the cereal box in its bin",), 400, TRIALS),
+)
+
+
+def suite(name: str = "robosuite", resolution: int = 256) -> Suite:
+    """robosuite's single-arm tasks.
+
+    Args:
+        name: the suite's name.
+        resolution: height and width of both cameras in pixels.
+    """
+    if resolution < 1:
+        raise UsageError(f"resolution must be >= 1, got {resolution}.")
+    cameras = tuple(Camera(camera, resolution, resolution) for camera in CAMERAS)
+
+    def make_env(task: Task, wanted: Sequence[str]) -> StandardEnv:
+        return StandardEnv(task, [camera for camera in cameras if camera.name in wanted])
+
+    return Suite(
+        name=name,
+        version="1",
+        tasks=TASKS,
+        action=ACTION,
+        cameras=cameras,
+        state=STATE,
+        control_hz=CONTROL_HZ,
+        make_env=make_env,
+        provenance=provenance,
+        about="robosuite's single-arm tasks, Panda, OSC_POSE at 20 Hz",
+    )
+
+
+def make_gym_env(suite_name: str, task_name: str, render_mode: str | None = None, **options: int) -> StandardEnv:
+    """One robosuite task with both cameras, for `gymnasium.make`; `options` as in `suite`."""
+    made = suite(suite_name, **options)
+    env = made.make_env(made.task(task_name), CAMERAS)
+    assert isinstance(env, StandardEnv)
+    env.render_mode = render_mode
+    return env
+
+
+class StandardEnv(RobosuiteEnv):
+    """One of robosuite's registered environments; trial k of seed s has a scene drawn from (s, k)."""
+
+    def __init__(self, task: Task, cameras: Sequence[Camera]) -> None:
+        robosuite = import_robosuite()
+        with building(0):
+            raw = robosuite.make(
+                task.name,
+                robots="Panda",
+                controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"),
+                control_freq=CONTROL_HZ,
+                use_camera_obs=False,
+                has_renderer=False,
+                has_offscreen_renderer=True,
+            )
+        release_loader_memory()
+        super().__init__(task, cameras, raw)
+
+    def _start(self, trial: int, seed: int) -> None:
+        with building(scene_seed(seed, trial)):
+            self.raw.reset()
+        release_loader_memory()
+        sample = Sample(self.raw)
+        sample.take()
+        self._begin(SampleClock(CONTROL_HZ, self.raw.model_timestep), sample)
+
+
+def provenance() -> dict[str, str]:
+    """Versions of what decides the physics and the pictures. Raises MissingPackage."""
+    return {"robosuite": version("robosuite"), "mujoco": version("mujoco"), "renderer": use_backend()}

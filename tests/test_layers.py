@@ -1,0 +1,175 @@
+"""Imports point one way (docs: DESIGN section 1), and nothing heavy is imported before it is used."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+LAYERS = (
+    {"types", "errors"},
+    {"config", "geometry", "images", "registry", "chunking", "store", "provenance", "stats", "gl"},
+    {"rollout", "tables"},
+    {"mind", "runner", "plots"},
+    {"report", "leaderboard", "compare", "regression", "doctor"},
+    {"cli"},
+    {"__main__"},
+)
+"""The engine, lowest first: a module imports from its own layer or a lower one, never in a circle."""
+RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
+ADAPTERS = ("envs", "policies")
+FOR_ADAPTERS = {"types", "errors", "geometry", "images", "stats", "chunking", "gl"}
+"""Nouns and pure helpers."""
+EXCEPTIONS = {("policies/replay.py", "store")}
+"""Replay plays the actions of a stored run."""
+HEAVY = {"robosuite", "libero", "mujoco", "torch", "matplotlib", "pandas"}
+
+
+def imported(source: str, package: str) -> Iterator[tuple[str, bool]]:
+    """(absolute dotted name, runs when the module is imported) for every import statement of that source."""
+    for node, at_import in _statements(ast.parse(source), at_import=True):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, at_import) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parents, *filter(None, [node.module])])
+            yield base, at_import
+            yield from ((f"{base}.{alias.name}", at_import) for alias in node.names)  # may be a module, may be a name
+
+
+def _statements(node: ast.AST, at_import: bool) -> Iterator[tuple[ast.AST, bool]]:
+    for child in ast.iter_child_nodes(node):
+        yield child, at_import
+        runs_later = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+            for statement in child.body:
+                yield from _statements(ast.Module([statement], []), at_import=False)
+            for statement in child.orelse:
+                yield from _statements(ast.Module([statement], []), at_import)
+        else:
+            yield from _statements(child, at_import and not runs_later)
+
+
+def ours(source: str, package: str) -> set[str]:
+    """What it imports of this repository: `rollout`, `policies.oracle`, or `top-level envs`, a mistake."""
+    names = set()
+    for name, _ in imported(source, package):
+        first, *rest = name.split(".")
+        if first in ADAPTERS:
+            names.add(f"top-level {first}")
+        elif first == "vla_bench" and rest:
+            names.add(".".join(rest) if rest[0] in ADAPTERS else rest[0])
+    return names
+
+
+def violations(path: str, source: str) -> list[str]:
+    """What that source must not import, one sentence each; `path` is relative to the repository root."""
+    folder, module = path.removesuffix(".py").split("/")
+    package = f"vla_bench.{folder}" if folder in ADAPTERS else "vla_bench"
+    if folder in ADAPTERS:
+        allowed = FOR_ADAPTERS | {name for file, name in EXCEPTIONS if file == path}
+        found = {name for name in ours(source, package) if name not in allowed and name.split(".")[0] != folder}
+    else:
+        found = {name for name in ours(source, package) if _rank(name) > RANK.get(module, -1)}
+    heavy = {name.split(".")[0] for name, at_import in imported(source, package) if at_import} & HEAVY
+    return sorted(f"{path} imports {name}" for name in found | {f"{name} at module level" for name in heavy})
+
+
+def _rank(name: str) -> int:
+    """The layer of a name imported from vla_bench; what is no module (`__version__`) may be imported by all."""
+    adapter = name.startswith(ADAPTERS) or name.startswith("top-level")
+    is_module = adapter or (ROOT / "vla_bench" / f"{name}.py").exists()
+    return RANK.get(name, len(LAYERS) if is_module else -1)
+
+
+def circles(imports: dict[str, set[str]]) -> set[str]:
+    """Modules that reach themselves."""
+
+    def reach(module: str, seen: set[str]) -> set[str]:
+        for name in imports.get(module, set()) - seen:
+            seen |= {name}
+            reach(name, seen)
+        return seen
+
+    return {module for module in imports if module in reach(module, set())}
+
+
+def sources() -> list[str]:
+    folders = ("vla_bench", *ADAPTERS)
+    return [str(path.relative_to(ROOT)) for folder in folders for path in sorted((ROOT / folder).glob("*.py"))]
+
+
+@pytest.mark.parametrize("path", sources())
+def test_imports_point_one_way_and_heavy_ones_wait(path):
+    assert violations(path, (ROOT / path).read_text()) == []
+
+
+def test_every_engine_module_has_its_layer():
+    engine = {path.stem for path in (ROOT / "vla_bench").glob("*.py")} - {"__init__"}
+    assert engine - set(RANK) == set(), "give the new module its place in LAYERS"
+
+
+def test_no_engine_modules_import_each_other_in_a_circle():
+    engine = {path.stem: path.read_text() for path in (ROOT / "vla_bench").glob("*.py")}
+    assert circles({module: ours(source, "vla_bench") & set(RANK) for module, source in engine.items()}) == set()
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "complaint"),
+    [
+        ("vla_bench/stats.py", "from vla_bench.runner import run", "vla_bench/stats.py imports runner"),
+        ("vla_bench/stats.py", "from vla_bench import rollout", "vla_bench/stats.py imports rollout"),
+        ("vla_bench/store.py", "from .report import page", "vla_bench/store.py imports report"),
+        ("vla_bench/store.py", "def f():\n    from . import cli", "vla_bench/store.py imports cli"),
+        ("vla_bench/runner.py", "def f():\n    import vla_bench.envs", "vla_bench/runner.py imports envs"),
+        ("vla_bench/runner.py", "if True:\n    from .policies import oracle", "vla_bench/runner.py imports policies"),
+        ("vla_bench/cli.py", "import envs.robosuite", "vla_bench/cli.py imports top-level envs"),
+        ("envs/x.py", "from envs import robosuite", "envs/x.py imports top-level envs"),
+        ("envs/x.py", "from vla_bench.rollout import run_episode", "envs/x.py imports rollout"),
+        ("envs/x.py", "from ..registry import suite", "envs/x.py imports registry"),
+        ("envs/x.py", "from vla_bench.policies import oracle", "envs/x.py imports policies"),
+        ("policies/x.py", "from vla_bench.store import read_actions", "policies/x.py imports store"),
+        ("policies/x.py", "def f():\n    from vla_bench.envs.libero import X", "policies/x.py imports envs.libero"),
+        ("policies/x.py", "import torch.nn as nn", "policies/x.py imports torch at module level"),
+        ("envs/x.py", "class A:\n    import mujoco", "envs/x.py imports mujoco at module level"),
+        (
+            "envs/x.py",
+            "try:\n    from robosuite import make\nexcept E: ...",
+            "envs/x.py imports robosuite at module level",
+        ),
+        ("vla_bench/tables.py", "from pandas import DataFrame", "vla_bench/tables.py imports pandas at module level"),
+        (
+            "vla_bench/plots.py",
+            "if TYPE_CHECKING:\n    import torch\nelse:\n    import matplotlib",
+            "vla_bench/plots.py imports matplotlib at module level",
+        ),
+    ],
+)
+def test_a_violation_would_be_found(path, source, complaint):
+    assert complaint in violations(path, source)
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("vla_bench/runner.py", "from vla_bench.rollout import run_episode\nfrom . import store, types"),
+        ("vla_bench/stats.py", "import numpy as np\nfrom vla_bench.types import Suite"),
+        ("vla_bench/plots.py", "def f():\n    import matplotlib.pyplot as plt"),
+        ("vla_bench/tables.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import pandas as pd"),
+        ("vla_bench/registry.py", "SUITES = {'robosuite': 'vla_bench.envs.robosuite:suite'}"),
+        ("envs/x.py", "from .robosuite import base\nfrom ..geometry import pose\nimport scipy"),
+        ("envs/x.py", "from vla_bench.envs.robosuite_core import Core\nfrom vla_bench import gl"),
+        ("policies/replay.py", "from vla_bench.store import read_actions"),
+        ("policies/x.py", "async def f():\n    import torch"),
+    ],
+)
+def test_what_is_allowed_passes(path, source):
+    assert violations(path, source) == []
+
+
+def test_a_circle_would_be_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == {"b", "c"}

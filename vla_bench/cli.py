@@ -1,0 +1,340 @@
+"""The command line: flags in, sentences and tables out. The only file that prints."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vla_bench.errors import (
+    EXIT_BROKEN,
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    UsageError,
+    unknown_name,
+)
+from vla_bench.types import EpisodeResult
+
+T = TypeVar("T")
+
+HELP = """usage: vla-bench COMMAND [...]
+
+Find out how good a vision-language-action policy is, on your own machine.
+
+  run      play a policy on a suite's episodes; the same command again resumes
+  show     the table of a run: success with intervals, latency, where the time went
+  list     suites, tasks of a suite, policies
+  doctor   what this machine can run, and what to type where it cannot
+
+  vla-bench run --policy random --suite libero_long --task 0 --episodes 2
+  vla-bench COMMAND --help tells the rest.
+"""
+
+
+@dataclass(frozen=True)
+class ShowConfig:
+    """Print the table of a run."""
+
+    run: str
+    """Run directory."""
+    json: bool = False
+    """Print everything as JSON."""
+    markdown: bool = False
+    """Print the task table as Markdown, to paste."""
+
+
+@dataclass(frozen=True)
+class ListConfig:
+    """List what can be run."""
+
+    what: str
+    """suites, tasks or policies."""
+    suite: str = ""
+    """With tasks: the suite."""
+    json: bool = False
+    """Print as JSON."""
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    """Check this machine: GL backends, packages, versions, disk; print fixes."""
+
+    json: bool = False
+    """Print as JSON."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except UsageError as error:
+        print(f"vla-bench: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        print("vla-bench: interrupted.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
+
+
+def _dispatch(arguments: list[str]) -> int:
+    commands: dict[str, Callable[[list[str]], int]] = {"run": _run, "show": _show, "list": _list, "doctor": _doctor}
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return EXIT_DONE if arguments else EXIT_USAGE
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"vla-bench {version('vla-bench')}")
+        return EXIT_DONE
+    if arguments[0] not in commands:
+        raise unknown_name("command", arguments[0], commands)
+    return commands[arguments[0]](arguments[1:])
+
+
+# Commands
+
+
+def _run(arguments: list[str]) -> int:
+    from vla_bench.config import RunConfig
+    from vla_bench.runner import run
+
+    config = _parse(RunConfig, "run", arguments)
+    if "help" in config.policy_args:
+        return _policy_help(config.policy)
+    with _Progress() as progress:
+        outcome = run(config, progress)
+    for note in outcome.notes:
+        print(f"vla-bench: {note}", file=sys.stderr)
+    if outcome.judged or outcome.broken:
+        _print_run(str(outcome.path), config.json)
+    return _ending(outcome)
+
+
+def _ending(outcome: Any) -> int:
+    """The last sentence and the exit code of a run."""
+    done = f"{outcome.judged} of {outcome.planned} episodes are stored in {outcome.path}"
+    if outcome.failure:
+        trace = f"the traceback is in {outcome.path / 'errors.log'}"
+        print(f"vla-bench: {outcome.failure} {done}; {trace}.", file=sys.stderr)
+        return EXIT_BROKEN
+    if outcome.interrupted:
+        print(f"vla-bench: interrupted; {done}. The same command resumes.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    if outcome.broken:
+        plural = "episode" if outcome.broken == 1 else "episodes"
+        print(
+            f"vla-bench: {outcome.broken} {plural} could not be judged (errors in {outcome.path / 'errors.log'}); "
+            "the same command tries again.",
+            file=sys.stderr,
+        )
+        return EXIT_BROKEN
+    return EXIT_DONE
+
+
+def _policy_help(name: str) -> int:
+    from vla_bench.registry import describe_policy_arguments
+
+    print(describe_policy_arguments(name))
+    return EXIT_DONE
+
+
+def _show(arguments: list[str]) -> int:
+    config = _parse(ShowConfig, "show", arguments, positional=("run",))
+    _print_run(config.run, config.json, config.markdown)
+    return EXIT_DONE
+
+
+def _print_run(path: str, as_json: bool, as_markdown: bool = False) -> None:
+    from vla_bench import tables
+
+    summary = tables.load_summary(path)
+    if as_json:
+        print(json.dumps(tables.to_json(summary), indent=2))
+    else:
+        print(tables.render_markdown(summary) if as_markdown else tables.render_text(summary))
+
+
+def _list(arguments: list[str]) -> int:
+    config = _parse(ListConfig, "list", arguments, positional=("what", "suite"))
+    listings: dict[str, Callable[[str], list[dict[str, Any]]]] = {
+        "suites": _suites,
+        "tasks": _tasks,
+        "policies": _policies,
+    }
+    if config.what not in listings:
+        raise unknown_name("thing to list", config.what, listings)
+    rows = listings[config.what](config.suite)
+    print(json.dumps(rows, indent=2) if config.json else _aligned(rows))
+    return EXIT_DONE
+
+
+def _suites(_: str) -> list[dict[str, Any]]:
+    from vla_bench.registry import ALIASES, make_suite, suite_names
+
+    aliases = {name: [alias for alias, target in ALIASES.items() if target == name] for name in suite_names()}
+    return [
+        {
+            "suite": name,
+            "alias": ", ".join(aliases[name]),
+            "tasks": len(suite.tasks),
+            "trials": suite.tasks[0].trials,
+            "max_steps": max(task.max_steps for task in suite.tasks),
+            "control_hz": suite.control_hz,
+            "about": suite.about,
+        }
+        for name, suite in ((name, make_suite(name)) for name in suite_names())
+    ]
+
+
+def _tasks(suite_name: str) -> list[dict[str, Any]]:
+    from vla_bench.registry import make_suite, suite_names
+
+    if not suite_name:
+        raise UsageError(
+            f"Say of which suite: vla-bench list tasks SUITE, with SUITE one of {', '.join(suite_names())}."
+        )
+    return [
+        {
+            "index": index,
+            "task": task.name,
+            "instruction": " / ".join(task.instructions),
+            "max_steps": task.max_steps,
+            "trials": task.trials,
+        }
+        for index, task in enumerate(make_suite(suite_name).tasks)
+    ]
+
+
+def _policies(_: str) -> list[dict[str, Any]]:
+    from vla_bench.registry import find_policy, policy_names
+
+    return [
+        {"policy": name, "about": (find_policy(name).__doc__ or "").strip().splitlines()[0]} for name in policy_names()
+    ]
+
+
+def _doctor(arguments: list[str]) -> int:
+    from vla_bench import doctor
+
+    config = _parse(DoctorConfig, "doctor", arguments)
+    checks = doctor.diagnose()
+    print(doctor.to_json(checks) if config.json else doctor.render_text(checks))
+    return doctor.exit_code(checks)
+
+
+# Parsing
+
+
+def _parse(config: type[T], command: str, arguments: list[str], positional: Sequence[str] = ()) -> T:
+    """The command's flags as its dataclass. Raises UsageError in one sentence; prints help and exits 0 for --help."""
+    import tyro
+
+    _refuse_unknown_flags(config, command, arguments)
+    flags = _name_positionals(arguments, positional, command)
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(config, args=flags, prog=f"vla-bench {command}", config=(tyro.conf.FlagCreatePairsOff,))
+    except SystemExit as ending:
+        if not ending.code:
+            raise
+        raise UsageError(f"{_first_sentence(errors.getvalue())} See vla-bench {command} --help.") from None
+
+
+def _refuse_unknown_flags(config: type[Any], command: str, arguments: Sequence[str]) -> None:
+    known = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(config)} | {"--help"}
+    for argument in arguments:
+        flag = argument.split("=")[0].replace("_", "-")
+        if argument.startswith("--") and flag not in known:
+            raise unknown_name(f"flag of vla-bench {command}", argument, known)
+
+
+def _name_positionals(arguments: Sequence[str], names: Sequence[str], command: str) -> list[str]:
+    """Leading words without dashes become the flags of those names."""
+    words = [argument for argument in arguments if not argument.startswith("-")] if names else []
+    if len(words) > len(names):
+        raise UsageError(f"vla-bench {command} takes {' '.join(names).upper()}, got one word too many: {words[-1]!r}.")
+    rest = [argument for argument in arguments if argument not in words]
+    return [part for name, word in zip(names, words, strict=False) for part in (f"--{name}", word)] + rest
+
+
+def _first_sentence(box: str) -> str:
+    """What a tyro error box says first, without the box."""
+    lines = [line.strip("│ ").strip() for line in box.splitlines() if line.startswith("│")]
+    said = " ".join(lines).split("────")[0].split("Got errors:")[0]
+    said = re.sub(r"no type matching \S+ could be instantiated from", "cannot read", said)
+    return re.sub(r"\s+", " ", said).strip().rstrip(".") + "."
+
+
+# Screen
+
+
+class _Progress:
+    """A progress bar with the running success rate and its interval, on stderr."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._rows: dict[Any, EpisodeResult] = {}
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def start(self, path: Path, total: int, rows: Sequence[EpisodeResult], notes: Sequence[str]) -> None:
+        from tqdm import tqdm
+
+        for note in notes:
+            print(f"vla-bench: {note}", file=sys.stderr)
+        judged = [row for row in rows if row.success is not None]
+        if judged:
+            print(f"vla-bench: resuming {path}: {len(judged)} of {total} episodes are done.", file=sys.stderr)
+        self._bar = tqdm(total=total, initial=len(judged), unit="episode", dynamic_ncols=True, mininterval=0)
+        for row in judged:
+            self._rows[row.episode] = row
+        self._say()
+
+    def row(self, row: EpisodeResult) -> None:
+        self._rows[row.episode] = row
+        self._bar.update(row.success is not None)
+        self._say()
+
+    def _say(self) -> None:
+        from vla_bench.stats import wilson
+
+        verdicts = [row.success for row in self._rows.values() if row.success is not None]
+        unjudged = len(self._rows) - len(verdicts)
+        if verdicts:
+            low, high = wilson(sum(verdicts), len(verdicts))
+            rate = f"{sum(verdicts) / len(verdicts):.0%} [{low:.0%}, {high:.0%}]"
+            self._bar.set_postfix_str(f"success {rate}{f', {unjudged} broken' if unjudged else ''}")
+
+
+def _aligned(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as columns; a column without values is left out."""
+    names = [name for name in rows[0] if any(row[name] not in ("", None) for row in rows)]
+    table = [names] + [
+        [f"{row[name]:g}" if isinstance(row[name], float) else str(row[name]) for name in names] for row in rows
+    ]
+    widths = [max(len(line[column]) for line in table) for column in range(len(names))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

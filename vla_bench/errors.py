@@ -1,0 +1,35 @@
+"""Errors the user sees as one sentence; everything else keeps its traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_DONE = 0
+EXIT_BROKEN = 4  # episodes left without a verdict
+EXIT_USAGE = 64  # sysexits.h EX_USAGE
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+class UsageError(Exception):
+    """Raised when the user can fix it: says what was got, what was expected and what to do."""
+
+
+class PolicyFailure(Exception):
+    """Raised when the policy raised or overran its time: the run stops, the episode stays unjudged."""
+
+
+class MissingPackage(UsageError):
+    """Raised when an optional simulator or model package is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed; install it with: pip install 'vla-bench[{extra}]'")
+
+
+def unknown_name(kind: str, got: str, known: Iterable[str]) -> UsageError:
+    """An error naming `got`, the nearest known names, and all of them when they are few."""
+    names = sorted(known)
+    near = difflib.get_close_matches(got, names, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
+    listing = f" Known: {', '.join(names)}." if len(names) <= 20 else f" There are {len(names)} of them."
+    return UsageError(f"Unknown {kind} {got!r}.{hint}{listing}")

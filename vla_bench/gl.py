@@ -1,0 +1,236 @@
+"""Which OpenGL draws the images on a machine without a screen, and does it work? Imports no simulator.
+
+robosuite forces MUJOCO_GL=egl at import unless it is osmesa or glx already (robosuite 1.4.0 utils/binding_utils.py:37),
+so `use_backend` has to run before the first import of robosuite or mujoco.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from vla_bench.errors import UsageError, unknown_name
+
+_ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
+    "osmesa": {"MUJOCO_GL": "osmesa", "PYOPENGL_PLATFORM": "osmesa"},
+    "egl": {"MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "egl"},
+    "glfw": {"MUJOCO_GL": "glx", "PYOPENGL_PLATFORM": "glx"},  # robosuite turns glfw into egl and leaves glx alone
+    "cgl": {"MUJOCO_GL": "cgl"},
+}
+_LIBRARIES = {"osmesa": "OSMesa", "egl": "EGL"}  # preferred first: same pixels, but EGL prints tracebacks at exit
+_IMAGE_PX = 256
+_SCENE = """
+<mujoco><worldbody>
+  <light pos="0 0 3"/> <geom type="plane" size="1 1 .1" rgba=".2 .4 .8 1"/>
+  <body pos="0 0 .3"><geom type="box" size=".2 .2 .2" rgba=".9 .3 .1 1"/></body>
+</worldbody></mujoco>
+"""
+
+
+@dataclass(frozen=True)
+class GlProbe:
+    """What came of rendering a small scene with one back end."""
+
+    backend: str
+    works: bool
+    renderer: str = ""
+    """GL_RENDERER, for example `llvmpipe (LLVM 15.0.6, 256 bits)`."""
+    render_ms: float = 0.0
+    """Median wall time of one 256x256 image, read back."""
+    error: str = ""
+
+
+def choose_backend(environ: Mapping[str, str] = os.environ) -> str:
+    """The back end a run would use: "osmesa", "egl", "glfw" or "cgl" (macOS). Looks for libraries, opens no context.
+
+    Raises UsageError for an unknown MUJOCO_GL, and when there is nothing to render with.
+    """
+    asked = environ.get("MUJOCO_GL", "").strip().lower()
+    if asked:
+        name = "glfw" if asked == "glx" else asked
+        if name not in _ENVIRONMENT:
+            raise unknown_name("MUJOCO_GL", asked, _ENVIRONMENT)
+        return name
+    if sys.platform == "darwin":
+        return "cgl"
+    if _nvidia_driver() and _has_library("EGL_nvidia"):  # containers often get the driver without its graphics part
+        return "egl"
+    for name, library in _LIBRARIES.items():
+        if _has_library(library):
+            return name
+    raise UsageError(f"No headless OpenGL was found (neither OSMesa nor EGL). {install_advice()}")
+
+
+def use_backend() -> str:
+    """The chosen back end, now set in MUJOCO_GL and PYOPENGL_PLATFORM. Call it before importing a simulator."""
+    backend = choose_backend()
+    os.environ.update(_ENVIRONMENT[backend])
+    return backend
+
+
+def probe(backend: str, timeout_s: float = 60) -> GlProbe:
+    """Whether that back end renders a tiny MuJoCo scene, tried in a child process: drivers may crash or hang."""
+    if backend not in _ENVIRONMENT:
+        raise unknown_name("GL back end", backend, _ENVIRONMENT)
+    try:
+        child = subprocess.run(
+            _child_command(backend),
+            env={**os.environ, **_ENVIRONMENT[backend]},
+            cwd=Path(__file__).parent.parent,  # vla_bench is importable here, and files of the user's are not
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return GlProbe(backend, works=False, error=f"no image after {timeout_s:g} s")
+    if child.returncode != 0:
+        return GlProbe(backend, works=False, error=_death(child))
+    result = GlProbe(**json.loads(child.stdout.splitlines()[-1]))  # drivers may print lines of their own before it
+    library = _LIBRARIES.get(backend)
+    if not result.works and library and not _has_library(library):  # PyOpenGL calls this an AttributeError
+        return GlProbe(backend, works=False, error=f"lib{library}.so is not installed")
+    return result
+
+
+def missing_packages_command() -> str:
+    """The apt-get line that installs what rendering and OpenCV lack here; "" when nothing is missing or apt is."""
+    if not shutil.which("apt-get"):
+        return ""
+    opencv = _missing_for_opencv()
+    renderers = [[]] if any(map(_has_library, _LIBRARIES.values())) else _renderer_packages()
+    if not opencv and renderers == [[]]:
+        return ""
+    sudo = "" if os.geteuid() == 0 else "sudo "
+    installs = [f"{sudo}apt-get install -y {' '.join([*opencv, *packages])}" for packages in renderers]
+    return f"{sudo}apt-get update && " + (installs[0] if len(installs) == 1 else f"({' || '.join(installs)})")
+
+
+def install_advice() -> str:
+    """What to type, or without apt what to look for, so that images can be rendered."""
+    command = missing_packages_command()
+    if command:
+        return f"Install it with: {command}"
+    return (
+        "Install OSMesa (libOSMesa.so) or EGL with a driver (libEGL.so and Mesa's or NVIDIA's libEGL_*.so),"
+        " or set MUJOCO_GL to a back end that works here (osmesa, egl, or glfw where there is a screen)."
+    )
+
+
+def _renderer_packages() -> list[list[str]]:
+    """Package lists to try in turn: newer distributions lack libosmesa6, and before `apt-get update` apt knows none."""
+    osmesa, egl = ["libosmesa6"], ["libegl1", "libegl-mesa0"]
+    if _apt_knows("libosmesa6"):
+        return [osmesa]
+    return [egl] if _apt_knows("libegl1") else [osmesa, egl]
+
+
+def _missing_for_opencv() -> list[str]:
+    """Packages of the libraries that opencv-python's cv2.abi3.so links to and does not carry (read with ldd)."""
+    packages = {"GL": "libgl1", "gthread-2.0": "libglib2.0-0"}
+    return [package for library, package in packages.items() if not _has_library(library)]
+
+
+def _apt_knows(package: str) -> bool:
+    return subprocess.run(["apt-cache", "show", package], capture_output=True, check=False).returncode == 0
+
+
+def _has_library(name: str) -> bool:
+    """Whether the loader would find lib<name>.so, its folders in LD_LIBRARY_PATH included."""
+    folders = [Path(folder) for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":") if folder]
+    if any(any(folder.glob(f"lib{name}.so*")) for folder in folders):
+        return True
+    return ctypes.util.find_library(name) is not None
+
+
+def _nvidia_driver() -> bool:
+    files = ("/proc/driver/nvidia/version", "/dev/nvidiactl")
+    return any(Path(file).exists() for file in files) or shutil.which("nvidia-smi") is not None
+
+
+def _death(child: subprocess.CompletedProcess[str]) -> str:
+    if child.returncode < 0:
+        return f"the process died of signal {-child.returncode}"
+    return (child.stderr.strip().splitlines() or ["it failed without a message"])[-1]
+
+
+def _child_command(backend: str) -> list[str]:
+    return [sys.executable, "-m", "vla_bench.gl", "render", backend]
+
+
+def _render(backend: str) -> GlProbe:
+    import mujoco
+    from OpenGL import GL
+
+    model = mujoco.MjModel.from_xml_string(_SCENE)
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    renderer = mujoco.Renderer(model, _IMAGE_PX, _IMAGE_PX)
+    times_ms = []
+    for _ in range(6):
+        start = time.perf_counter()
+        renderer.update_scene(data)
+        image = renderer.render()
+        times_ms.append(1000 * (time.perf_counter() - start))
+    blank = bool(image.min() == image.max())
+    return GlProbe(
+        backend,
+        works=not blank,
+        renderer=(GL.glGetString(GL.GL_RENDERER) or b"").decode(errors="replace"),
+        render_ms=statistics.median(times_ms[1:]),  # the first image compiles shaders
+        error="the image is blank" if blank else "",
+    )
+
+
+def _answer_probe(backend: str) -> NoReturn:
+    """End this child process after printing one JSON line; leaving in haste avoids EGL's tracebacks at exit."""
+    try:
+        result = _render(backend)
+    except Exception as error:
+        result = GlProbe(backend, works=False, error=f"{type(error).__name__}: {error}")
+    print(json.dumps(asdict(result)), flush=True)
+    os._exit(0)
+
+
+def _check() -> int:
+    """0 if rendering works and OpenCV has its libraries, after saying so; scripts/setup.sh asks."""
+    missing = _missing_for_opencv()
+    if missing:
+        print(f"opencv-python needs the packages {' and '.join(missing)}")
+        return 1
+    try:
+        result = probe(choose_backend())
+    except UsageError as error:
+        print(error)
+        return 1
+    print(
+        f"rendering with {result.backend}: {result.error or f'{result.renderer}, {result.render_ms:.1f} ms per image'}"
+    )
+    return 0 if result.works else 1
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`python -m vla_bench.gl [render BACKEND | packages]`, for the child process and for scripts/setup.sh."""
+    match list(arguments):
+        case ["render", backend]:
+            _answer_probe(backend)
+        case ["packages"]:
+            print(missing_packages_command())
+        case _:
+            return _check()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

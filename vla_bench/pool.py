@@ -1,0 +1,266 @@
+"""Simulators in processes of their own, one policy for all of them.
+
+Each worker plays whole chunks and comes back with one observation, so there is one round trip per inference. The
+policy answers whoever is waiting, up to `batch_size` at once, and never waits for a batch to fill. A worker that dies
+costs its episode one attempt and is replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import NamedTuple
+
+import numpy as np
+
+from vla_bench.chunking import Chunking
+from vla_bench.errors import PolicyFailure, UsageError
+from vla_bench.inference import LocalPolicy
+from vla_bench.registry import make_policy, make_suite
+from vla_bench.rollout import Actor, Answer, Rollout, Stage, attach, broken
+from vla_bench.types import Episode, Observation
+
+
+@dataclass(frozen=True)
+class WorkerSetup:
+    """What a worker needs to build its scenes: plain values that cross a process boundary."""
+
+    suite: str
+    suite_args: tuple[str, ...]
+    cameras: tuple[str, ...]
+    chunking: Chunking
+    slot: int
+    privileged: tuple[str, str | None, tuple[str, ...], float | None] | None
+    """Policy name, checkpoint, arguments and timeout of a policy that must run beside the simulator."""
+
+
+class Begin(NamedTuple):
+    episode: Episode
+
+
+class Ask(NamedTuple):
+    observation: Observation
+    asked: float  # perf_counter is one clock for all processes of a machine
+
+
+class Failure(NamedTuple):
+    """A UsageError or PolicyFailure that came up in a worker."""
+
+    usage: bool
+    message: str
+
+
+class PipePolicy:
+    """The policy in the main process, seen from a worker."""
+
+    def __init__(self, pipe: Connection, slot: int) -> None:
+        self._pipe = pipe
+        self._slot = slot
+
+    def begin(self, episode: Episode) -> None:
+        self._pipe.send(Begin(episode))
+
+    def answer(self, observation: Observation) -> Answer:
+        self._pipe.send(Ask(replace(observation, slot=self._slot), time.perf_counter()))
+        answer = self._pipe.recv()
+        assert isinstance(answer, Answer)
+        return answer
+
+
+def work(pipe: Connection, setup: WorkerSetup) -> None:
+    """A worker's life: episodes in, rollouts out, until the pipe says None or closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    stage = None
+    try:
+        stage = _open_stage(pipe, setup)
+        while (episode := pipe.recv()) is not None:
+            pipe.send(stage.play(episode))
+    except (UsageError, PolicyFailure) as error:
+        pipe.send(Failure(isinstance(error, UsageError), str(error)))
+    except (EOFError, BrokenPipeError):
+        pass  # the main process is gone
+    finally:
+        if stage is not None:
+            stage.close()
+
+
+def _open_stage(pipe: Connection, setup: WorkerSetup) -> Stage:
+    suite = make_suite(setup.suite, setup.suite_args)
+    if setup.privileged is None:
+        return Stage(suite, setup.cameras, Actor(PipePolicy(pipe, setup.slot), setup.chunking), None)
+    name, checkpoint, arguments, timeout_s = setup.privileged
+    policy = make_policy(name, suite, checkpoint, arguments)
+    return Stage(suite, setup.cameras, Actor(LocalPolicy(policy, timeout_s), setup.chunking), attach(policy))
+
+
+class Worker:
+    """The main process's end of one worker."""
+
+    def __init__(self, setup: WorkerSetup) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would copy GL contexts and CUDA state
+        self.pipe, theirs = context.Pipe()
+        self.slot = setup.slot
+        self.episode: Episode | None = None
+        self.attempts = 0
+        self.task = ""
+        self.process: BaseProcess = context.Process(target=work, args=(theirs, setup), daemon=True)
+        with _importable_main():
+            self.process.start()
+        theirs.close()
+
+    def give(self, episode: Episode, attempts: int) -> None:
+        self.episode, self.attempts, self.task = episode, attempts, episode.task
+        with contextlib.suppress(OSError):  # it may have died meanwhile; the next wait finds its pipe closed
+            self.pipe.send(episode)
+
+    def stop(self) -> None:
+        """Ask it to end, then make it."""
+        with contextlib.suppress(OSError):  # it may be dead already
+            self.pipe.send(None)
+        self.process.join(timeout=0 if self.episode else 5)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.pipe.close()
+
+
+class _importable_main:
+    """Spawned workers do not import the caller's __main__ again: they need nothing from it."""
+
+    def __enter__(self) -> None:
+        main = sys.modules["__main__"]
+        self._saved = {name: main.__dict__.pop(name, None) for name in ("__file__", "__spec__")}
+        main.__dict__["__spec__"] = None
+
+    def __exit__(self, *_: object) -> None:
+        sys.modules["__main__"].__dict__.update({k: v for k, v in self._saved.items() if v is not None})
+
+
+class Pool:
+    """Plays episodes on `workers` processes; iterate over `rollouts`."""
+
+    def __init__(
+        self,
+        setups: Sequence[WorkerSetup],
+        policy: LocalPolicy,
+        batch_size: int,
+        max_attempts: int,
+        on_start: Callable[[int], None] = lambda pid: None,
+    ) -> None:
+        self._setups = {setup.slot: setup for setup in setups}
+        self._policy = policy
+        self._batch_size = batch_size
+        self._max_attempts = max_attempts
+        self._on_start = on_start
+        self._workers: list[Worker] = []
+        self._requests: deque[tuple[Worker, Ask]] = deque()
+
+    def rollouts(self, episodes: Sequence[Episode]) -> Iterator[Rollout]:
+        """One rollout per episode, as they are finished; the last attempt's when all of them broke.
+
+        Raises UsageError and PolicyFailure; closing the iterator stops all workers.
+        """
+        self._queue = [(episode, 1) for episode in episodes]
+        try:
+            for slot in list(self._setups)[: len(episodes)]:
+                self._hire(slot)
+            while any(worker.episode for worker in self._workers):
+                yield from self._collect()
+                self._answer()
+        finally:
+            for worker in self._workers:
+                worker.stop()
+
+    def _hire(self, slot: int) -> None:
+        if not self._queue:
+            return
+        worker = Worker(self._setups[slot])
+        self._on_start(worker.process.pid or 0)
+        self._workers.append(worker)
+        self._give_next(worker)
+
+    def _give_next(self, worker: Worker) -> None:
+        """The next episode of the worker's own task; else of the task with most left per worker on it."""
+        worker.episode = None
+        if not self._queue:
+            return
+        own = [item for item in self._queue if item[0].task == worker.task]
+        item = own[0] if own else self._neediest()
+        self._queue.remove(item)
+        worker.give(*item)
+
+    def _neediest(self) -> tuple[Episode, int]:
+        tasks = [episode.task for episode, _ in self._queue]
+        busy = [worker.task for worker in self._workers if worker.episode]
+        task = max(dict.fromkeys(tasks), key=lambda name: tasks.count(name) / (1 + busy.count(name)))
+        return next(item for item in self._queue if item[0].task == task)
+
+    def _collect(self) -> Iterator[Rollout]:
+        """Take in whatever the workers have sent; block only when there is nobody to answer."""
+        ready = wait([worker.pipe for worker in self._workers], timeout=0 if self._requests else None)
+        for worker in [worker for worker in self._workers if worker.pipe in ready]:
+            try:
+                message = worker.pipe.recv()
+            except (EOFError, OSError):
+                yield from self._bury(worker)
+                continue
+            if isinstance(message, Rollout):
+                yield from self._finish(worker, message)
+            elif isinstance(message, Failure):
+                raise UsageError(message.message) if message.usage else PolicyFailure(message.message)
+            elif isinstance(message, Begin):
+                self._policy.begin(message.episode, worker.slot)
+            else:
+                self._requests.append((worker, message))
+
+    def _finish(self, worker: Worker, rollout: Rollout) -> Iterator[Rollout]:
+        episode, attempts = worker.episode, worker.attempts
+        assert episode is not None
+        if rollout.result.success is None and attempts < self._max_attempts:
+            self._queue.insert(0, (episode, attempts + 1))
+        else:
+            yield rollout._replace(result=replace(rollout.result, attempts=attempts))
+        self._give_next(worker)
+
+    def _bury(self, worker: Worker) -> Iterator[Rollout]:
+        """A worker died: its episode broke, and somebody takes its place."""
+        episode, attempts = worker.episode, worker.attempts
+        self._workers.remove(worker)
+        self._requests = deque(item for item in self._requests if item[0] is not worker)
+        worker.episode = episode
+        worker.stop()
+        if episode is not None:
+            if attempts < self._max_attempts:
+                self._queue.insert(0, (episode, attempts + 1))
+            else:
+                row = broken(episode, "WorkerDied", f"the worker ended with exit code {worker.process.exitcode}")
+                yield Rollout(replace(row, attempts=attempts), (), np.zeros((0, 0), np.float32))
+        self._hire(worker.slot)
+
+    def _answer(self) -> None:
+        """One policy call for those who wait."""
+        batch = [self._requests.popleft() for _ in range(min(self._batch_size, len(self._requests)))]
+        if not batch:
+            return
+        answers = self._policy.answer_all([ask.observation for _, ask in batch], [ask.asked for _, ask in batch])
+        for (worker, _), answer in zip(batch, answers, strict=True):
+            with contextlib.suppress(OSError):  # it may have died meanwhile; the next wait finds its pipe closed
+                worker.pipe.send(answer)
+
+
+def worker_count(wanted: str) -> int:
+    """A number of workers; `auto` is one per CPU core this process may use. Raises UsageError."""
+    if wanted == "auto":
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not wanted.isdigit() or int(wanted) < 1:
+        raise UsageError(f"--workers should be a number of at least 1, or auto; got {wanted!r}.")
+    return int(wanted)

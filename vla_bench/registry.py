@@ -1,0 +1,132 @@
+"""Names to suites and policies. Adapters are known as strings and imported only when used."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+from vla_bench.config import list_arguments, parse_arguments
+from vla_bench.errors import MissingPackage, UsageError, unknown_name
+from vla_bench.types import Policy, PolicySpec, Suite
+
+SUITES: Mapping[str, str] = {
+    "libero_spatial": "vla_bench.envs.libero:suite",
+    "libero_object": "vla_bench.envs.libero:suite",
+    "libero_goal": "vla_bench.envs.libero:suite",
+    "libero_10": "vla_bench.envs.libero:suite",
+    "libero_90": "vla_bench.envs.libero:suite",
+    "robosuite": "vla_bench.envs.robosuite:suite",
+}
+ALIASES: Mapping[str, str] = {"libero_long": "libero_10"}
+POLICIES: Mapping[str, str] = {
+    "zero": "vla_bench.policies.baselines:Zero",
+    "random": "vla_bench.policies.baselines:Random",
+    "replay": "vla_bench.policies.replay:Replay",
+    "oracle": "vla_bench.policies.oracle:Oracle",
+}
+_ENGINE_FILLS = ("suite", "checkpoint", "name")
+
+
+def suite_names() -> list[str]:
+    """Built-in suites, then those of installed plug-ins (entry points `vla_bench.suites`)."""
+    return list(_table("suite", SUITES))
+
+
+def policy_names() -> list[str]:
+    """Built-in policies, then those of installed plug-ins (entry points `vla_bench.policies`)."""
+    return list(_table("policy", POLICIES))
+
+
+def make_suite(name: str, given: Sequence[str] = ()) -> Suite:
+    """The suite of that name, alias or import path, with name=value arguments. Raises UsageError."""
+    name = ALIASES.get(name, name)
+    factory = _find("suite", name, _table("suite", SUITES), ALIASES)
+    suite: Suite = _checked(
+        factory(name, **parse_arguments(factory, given, "--suite-args", _ENGINE_FILLS)), Suite, name
+    )
+    return suite
+
+
+def find_policy(name: str) -> Callable[..., Policy]:
+    """The constructor of the policy of that name or import path. Raises UsageError."""
+    return _find("policy", name, _table("policy", POLICIES), {})
+
+
+def make_policy(name: str, suite: Suite, checkpoint: str | None = None, given: Sequence[str] = ()) -> Policy:
+    """The policy of that name, loaded. Raises UsageError.
+
+    Its constructor gets `suite` and `checkpoint` if it names them, and the name=value arguments typed by its
+    annotations.
+    """
+    constructor = find_policy(name)
+    arguments: dict[str, Any] = dict(parse_arguments(constructor, given, "--policy-args", _ENGINE_FILLS))
+    parameters = inspect.signature(constructor).parameters
+    if "suite" in parameters:
+        arguments["suite"] = suite
+    arguments |= _checkpoint_argument(name, checkpoint, parameters)
+    policy = constructor(**arguments)
+    _checked(getattr(policy, "spec", None), PolicySpec, f"{name}.spec")
+    return policy
+
+
+def describe_policy_arguments(name: str) -> str:
+    """One sentence: what `--policy-args` of that policy takes."""
+    return f"--policy-args of {name}: {list_arguments(find_policy(name), _ENGINE_FILLS)}"
+
+
+def _checkpoint_argument(name: str, given: str | None, parameters: Mapping[str, inspect.Parameter]) -> dict[str, str]:
+    if "checkpoint" not in parameters:
+        if given is not None:
+            raise UsageError(f"The policy {name!r} has no checkpoint, got --checkpoint {given}.")
+        return {}
+    if given is None and parameters["checkpoint"].default is inspect.Parameter.empty:
+        raise UsageError(f"The policy {name!r} needs --checkpoint PATH.")
+    return {} if given is None else {"checkpoint": given}
+
+
+def _table(kind: str, builtin: Mapping[str, str]) -> dict[str, str]:
+    group = {"suite": "vla_bench.suites", "policy": "vla_bench.policies"}[kind]
+    plugins = {point.name: point.value for point in metadata.entry_points(group=group)}
+    clash = sorted(set(plugins) & set(builtin))
+    if clash:
+        raise UsageError(f"An installed plug-in calls itself {clash[0]!r}, which is a built-in {kind}; uninstall it.")
+    return {**builtin, **plugins}
+
+
+def _find(kind: str, name: str, table: Mapping[str, str], aliases: Mapping[str, str]) -> Callable[..., Any]:
+    if name not in table and ":" not in name:
+        raise unknown_name(kind, name, [*table, *aliases])
+    return _load(kind, table.get(name, name))
+
+
+def _load(kind: str, path: str) -> Callable[..., Any]:
+    """The attribute at module:name, the current directory included in the search."""
+    module_name, _, attribute = path.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise _import_problem(kind, path, module_name, error) from error
+    if not callable(getattr(module, attribute, None)):
+        raise unknown_name(f"{kind} in {module_name}", attribute, [n for n in vars(module) if not n.startswith("_")])
+    return getattr(module, attribute)  # type: ignore[no-any-return]
+
+
+def _import_problem(kind: str, path: str, module_name: str, error: ModuleNotFoundError) -> UsageError:
+    missing = error.name or module_name
+    if module_name.startswith("vla_bench."):
+        return MissingPackage(missing, "all")
+    if module_name == missing or module_name.startswith(missing + "."):
+        return UsageError(f"The {kind} {path!r} was not found: there is no module {missing!r} here or on PYTHONPATH.")
+    return UsageError(f"The {kind} {path!r} imports {missing!r}, which is not installed.")
+
+
+def _checked(value: Any, expected: type[Any], what: str) -> Any:
+    if not isinstance(value, expected):
+        raise UsageError(f"{what} should be a {expected.__name__}, got {type(value).__name__}.")
+    return value

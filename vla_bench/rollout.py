@@ -1,0 +1,255 @@
+"""One episode, from reset to row: the only loop that steps an environment."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from vla_bench.chunking import Chunking, Past
+from vla_bench.errors import PolicyFailure, UsageError
+from vla_bench.types import (
+    Env,
+    Episode,
+    EpisodeResult,
+    Float32,
+    Inference,
+    Observation,
+    Privileged,
+    Suite,
+    Transition,
+)
+
+
+class Answer(NamedTuple):
+    """A checked chunk and what it cost."""
+
+    actions: Float32  # (H >= 1, A), finite
+    stages: dict[str, float]  # milliseconds
+    latency_ms: float
+    queue_ms: float
+    batch: int
+    cold: bool
+
+
+class PolicyHandle(Protocol):
+    """Where an episode's answers come from: a policy in this process, or the other end of a pipe."""
+
+    def begin(self, episode: Episode) -> None:
+        """A new episode, or a new instruction within it: the policy forgets."""
+
+    def answer(self, observation: Observation) -> Answer: ...
+
+
+class Rollout(NamedTuple):
+    """All that one episode leaves behind."""
+
+    result: EpisodeResult
+    inferences: Sequence[Inference]
+    actions: Float32
+    """(steps, A) as executed."""
+    trace: str = ""
+    """The traceback that left it unjudged."""
+
+
+def inference_seed(episode: Episode, index: int) -> int:
+    """63 bits from the episode and the number of the call: the noise depends on nothing else."""
+    key = f"{episode.suite}/{episode.task}/{episode.trial}/{episode.seed}/{episode.perturbation}/{index}"
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
+
+
+@dataclass
+class Actor:
+    """Plays one episode at a time: asks the policy, turns its chunks into actions, keeps count."""
+
+    policy: PolicyHandle
+    chunking: Chunking
+    inferences: list[Inference] = field(default_factory=list)
+    played: list[Float32] = field(default_factory=list)
+    policy_s: float = 0.0
+    _past: Past = ()
+
+    def begin(self, episode: Episode) -> None:
+        self.episode = episode
+        self.inferences, self.played, self.policy_s = [], [], 0.0
+        self.renew()
+
+    def renew(self) -> None:
+        """Forget chunks and history: the instruction is another one now."""
+        self._past = ()
+        self.policy.begin(self.episode)
+
+    def act(self, observation: Observation) -> Float32:
+        """(n, A) actions to play open loop."""
+        asked = time.perf_counter()
+        seed = inference_seed(self.episode, len(self.inferences))
+        self._answer = self.policy.answer(_seeded(observation, seed))
+        self.policy_s += time.perf_counter() - asked
+        actions, self._past = self.chunking.play(self._past, self._answer.actions)
+        self.played.append(actions)
+        return actions
+
+    def note(self, executed: int) -> None:
+        """Of the actions last given, `executed` were played."""
+        self.played[-1] = self.played[-1][:executed]
+        episode, answer = self.episode, self._answer
+        self.inferences.append(
+            Inference(
+                task=episode.task,
+                trial=episode.trial,
+                seed=episode.seed,
+                inference=len(self.inferences),
+                latency_ms=answer.latency_ms,
+                queue_ms=answer.queue_ms,
+                batch=answer.batch,
+                executed=executed,
+                cold=answer.cold,
+                stages=answer.stages,
+            )
+        )
+
+
+def _seeded(observation: Observation, seed: int) -> Observation:
+    return Observation(observation.images, observation.state, observation.instruction, observation.slot, seed)
+
+
+def run_episode(env: Env, actor: Actor, episode: Episode, control_hz: float, started: float) -> Rollout:
+    """Play the episode to success or to its step limit. `started` is the `perf_counter` at which its set-up began."""
+    observation = env.reset_trial(episode.trial, episode.seed)
+    scene = env.fingerprint()
+    actor.begin(episode)
+    setup_s = time.perf_counter() - started
+    tally = _Tally()
+    while not tally.over:
+        after = env.advance(actor.act(observation))
+        actor.note(after.steps)
+        tally.add(after)
+        if after.instruction_changed:
+            actor.renew()
+        observation = after.observation
+    result = EpisodeResult(
+        suite=episode.suite,
+        task=episode.task,
+        trial=episode.trial,
+        seed=episode.seed,
+        perturbation=episode.perturbation,
+        success=tally.success,
+        subgoals_done=tally.subgoals_done,
+        steps=tally.steps,
+        inferences=len(actor.inferences),
+        latency_mean_ms=float(np.mean([call.latency_ms for call in actor.inferences])),
+        latency_max_ms=max(call.latency_ms for call in actor.inferences),
+        wall_s=time.perf_counter() - started,
+        setup_s=setup_s,
+        physics_s=tally.physics_s,
+        render_s=tally.render_s,
+        policy_s=actor.policy_s,
+        sim_s=tally.steps / control_hz,
+        scene_fingerprint=scene,
+        final_fingerprint=env.fingerprint(),
+    )
+    return Rollout(result, actor.inferences, np.concatenate(actor.played))
+
+
+@dataclass
+class _Tally:
+    """What the transitions of one episode add up to."""
+
+    steps: int = 0
+    success: bool = False
+    over: bool = False
+    subgoals_done: int = 0
+    physics_s: float = 0.0
+    render_s: float = 0.0
+
+    def add(self, after: Transition) -> None:
+        self.steps += after.steps
+        self.success = after.success
+        self.over = after.success or after.truncated
+        self.subgoals_done = after.subgoals_done
+        self.physics_s += after.physics_s
+        self.render_s += after.render_s
+
+
+def broken(episode: Episode, error: str, message: str) -> EpisodeResult:
+    """The row of an episode that could not be judged."""
+    return EpisodeResult(
+        suite=episode.suite,
+        task=episode.task,
+        trial=episode.trial,
+        seed=episode.seed,
+        perturbation=episode.perturbation,
+        success=None,
+        subgoals_done=0,
+        steps=0,
+        inferences=0,
+        latency_mean_ms=0.0,
+        latency_max_ms=0.0,
+        wall_s=0.0,
+        setup_s=0.0,
+        physics_s=0.0,
+        render_s=0.0,
+        policy_s=0.0,
+        sim_s=0.0,
+        scene_fingerprint="",
+        final_fingerprint="",
+        error=error,
+        message=message,
+    )
+
+
+class Stage:
+    """One process's built scene, kept between the trials of a task, and the actor on it.
+
+    One scene at a time: a LIBERO scene holds about 1.3 GB, and building it again takes seconds.
+    """
+
+    def __init__(self, suite: Suite, cameras: Sequence[str], actor: Actor, watch: Callable[[Env], None] | None) -> None:
+        self._suite = suite
+        self._cameras = cameras
+        self._actor = actor
+        self._watch = watch
+        self._task = ""
+        self._env: Env | None = None
+
+    def play(self, episode: Episode) -> Rollout:
+        """The episode's rollout; an error of simulator or harness leaves it unjudged and the scene is built anew.
+
+        Raises what the user or the policy did wrong (UsageError, PolicyFailure): no retry can mend it.
+        """
+        started = time.perf_counter()
+        try:
+            env = self._scene(episode.task)
+            return run_episode(env, self._actor, episode, self._suite.control_hz, started)
+        except (UsageError, PolicyFailure):
+            raise
+        except Exception as error:
+            self.close()
+            row = broken(episode, type(error).__name__, " ".join(str(error).split()))
+            return Rollout(row, (), np.zeros((0, self._suite.action.dim), np.float32), traceback.format_exc())
+
+    def _scene(self, task: str) -> Env:
+        if self._env is None or self._task != task:
+            self.close()
+            self._env = self._suite.make_env(self._suite.task(task), self._cameras)
+            self._task = task
+        if self._watch is not None:
+            self._watch(self._env)
+        return self._env
+
+    def close(self) -> None:
+        if self._env is not None:
+            self._env.close()
+            self._env = None
+            gc.collect()  # simulators hold cycles; the next scene must not come on top of this one
+
+
+def attach(policy: object) -> Callable[[Env], None] | None:
+    """How a privileged policy gets to see each environment, None for the others."""
+    return policy.attach if isinstance(policy, Privileged) else None

@@ -1,0 +1,206 @@
+"""A run: the full list of episodes is fixed first, then played, each row stored as soon as it is known."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import traceback
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from vla_bench.config import RunConfig, describe, digest
+from vla_bench.errors import PolicyFailure, UsageError, unknown_name
+from vla_bench.inference import LocalPolicy, check_compatible
+from vla_bench.pool import Pool, WorkerSetup, worker_count
+from vla_bench.provenance import gather
+from vla_bench.registry import ALIASES, make_policy, make_suite
+from vla_bench.rollout import Actor, Rollout, Stage, attach
+from vla_bench.store import RunInfo, RunStore, record_actions
+from vla_bench.types import Episode, EpisodeResult, Policy, Suite, Task
+
+MAX_ATTEMPTS = 3  # an episode that breaks simulator or harness three times stays unjudged
+
+
+class Watcher(Protocol):
+    """Who is told how a run goes."""
+
+    def start(self, path: Path, total: int, rows: Sequence[EpisodeResult], notes: Sequence[str]) -> None: ...
+
+    def row(self, row: EpisodeResult) -> None: ...
+
+
+class Silent:
+    """A watcher that says nothing."""
+
+    def start(self, path: Path, total: int, rows: Sequence[EpisodeResult], notes: Sequence[str]) -> None:
+        del path, total, rows, notes
+
+    def row(self, row: EpisodeResult) -> None:
+        del row
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    path: Path
+    planned: int
+    judged: int
+    broken: int
+    interrupted: bool
+    failure: str = ""
+    """What the policy did wrong, when that stopped the run."""
+    notes: tuple[str, ...] = ()
+
+
+def plan(suite: Suite, config: RunConfig) -> list[Episode]:
+    """All episodes of the run, task by task. Raises UsageError for tasks and trials that do not exist."""
+    tasks = select_tasks(suite, config.task)
+    return [Episode(suite.name, task.name, trial, config.seed) for task in tasks for trial in _trials(task, config)]
+
+
+def select_tasks(suite: Suite, wanted: Sequence[str]) -> list[Task]:
+    """The tasks of those names or indices, in the suite's order; all of them when none is wanted."""
+    if not wanted:
+        return list(suite.tasks)
+    names = {_task_name(suite, text) for text in wanted}
+    return [task for task in suite.tasks if task.name in names]
+
+
+def _task_name(suite: Suite, text: str) -> str:
+    if text in suite.names:
+        return text
+    if text.isdigit():
+        if int(text) < len(suite.tasks):
+            return suite.tasks[int(text)].name
+        raise UsageError(f"{suite.name} has tasks 0 to {len(suite.tasks) - 1}, got {text}.")
+    raise unknown_name(f"task of {suite.name}", text, suite.names)
+
+
+def _trials(task: Task, config: RunConfig) -> range:
+    episodes = task.trials - config.first_trial if config.episodes is None else config.episodes
+    last = config.first_trial + episodes
+    if episodes < 1 or last > task.trials:
+        raise UsageError(
+            f"{task.name} has trials 0 to {task.trials - 1}, got --first-trial {config.first_trial}"
+            f"{'' if config.episodes is None else f' --episodes {config.episodes}'}."
+        )
+    return range(config.first_trial, last)
+
+
+def protocol(suite: Suite, config: RunConfig) -> dict[str, object]:
+    """Everything besides the policy that decides the numbers, as JSON values. Needs the simulator's package."""
+    return {
+        "suite": suite.name,
+        "version": suite.version,
+        "tasks": [[task.name, *task.instructions, task.max_steps, task.trials] for task in suite.tasks],
+        "action": dataclasses.asdict(suite.action),
+        "cameras": [[camera.name, camera.height, camera.width] for camera in suite.cameras],
+        "control_hz": suite.control_hz,
+        "settings": dict(suite.protocol),
+        "simulator": dict(suite.provenance()),
+        "chunking": describe(config.make_chunking()),
+    }
+
+
+def run(config: RunConfig, watcher: Watcher | None = None) -> Outcome:
+    """Play what is not yet stored of the run, and say how it ended. Ctrl-C ends it early, losing nothing.
+
+    Raises UsageError for what the user can mend.
+    """
+    watcher = watcher or Silent()
+    config = replace(config, suite=ALIASES.get(config.suite, config.suite))
+    suite = make_suite(config.suite, config.suite_args)
+    episodes = plan(suite, config)
+    workers = min(worker_count(config.workers), len(episodes))
+    settings = protocol(suite, config)
+    policy = make_policy(config.policy, suite, config.checkpoint, config.policy_args)
+    check_compatible(policy, suite)
+    info = RunInfo(
+        identity={**config.identity(), "weights": policy.spec.checkpoint},
+        plan=config.plan(),
+        protocol=settings,
+        protocol_hash=digest(settings)[:12],
+        provenance=gather(),
+        control_hz=suite.control_hz,
+    )
+    with RunStore.open(config.out or config.default_out(), info, config.overwrite) as store:
+        todo = [episode for episode in episodes if episode not in store.done()]
+        watcher.start(store.path, len(episodes), store.rows(episodes), store.notes)
+        rollouts = _serial(config, suite, policy, todo) if workers <= 1 else _pooled(config, policy, todo, workers)
+        ending = _consume(rollouts, config, store, watcher)
+    rows = store.rows(episodes)
+    judged = sum(row.success is not None for row in rows)
+    return Outcome(store.path, len(episodes), judged, len(rows) - judged, *ending, notes=tuple(store.notes))
+
+
+class _Ending(NamedTuple):
+    interrupted: bool = False
+    failure: str = ""
+
+
+def _consume(rollouts: Generator[Rollout], config: RunConfig, store: RunStore, watcher: Watcher) -> _Ending:
+    """Store every rollout as it comes, until they end, the user interrupts or the policy fails."""
+    started = time.perf_counter()
+    try:
+        for rollout in rollouts:
+            _keep(rollout, config, store)
+            watcher.row(rollout.result)
+    except KeyboardInterrupt:
+        return _Ending(interrupted=True)
+    except PolicyFailure as failure:
+        store.log_error(str(failure), "".join(traceback.format_exception(failure)))
+        return _Ending(failure=str(failure))
+    finally:
+        rollouts.close()
+        earlier = store.previous.provenance.get("run_seconds", 0.0) if store.previous else 0.0
+        store.record_provenance(run_seconds=round(float(str(earlier)) + time.perf_counter() - started, 3))
+    return _Ending()
+
+
+def _keep(rollout: Rollout, config: RunConfig, store: RunStore) -> None:
+    if config.record_actions and rollout.result.success is not None:
+        record_actions(config.record_actions, rollout.result.episode, rollout.actions)
+    store.append(rollout.result, rollout.inferences)
+    if rollout.trace:
+        store.log_error(str(rollout.result.episode), rollout.trace)
+
+
+def _serial(config: RunConfig, suite: Suite, policy: Policy, todo: Sequence[Episode]) -> Generator[Rollout]:
+    """Simulator and policy in this process."""
+    cameras = [camera.name for camera in policy.spec.cameras]
+    actor = Actor(LocalPolicy(policy, config.timeout), config.make_chunking())
+    stage = Stage(suite, cameras, actor, attach(policy) if policy.spec.privileged else None)
+    try:
+        for episode in todo:
+            yield _attempted(stage, episode)
+    finally:
+        stage.close()
+
+
+def _attempted(stage: Stage, episode: Episode) -> Rollout:
+    """The first rollout of the episode with a verdict, or the last of `MAX_ATTEMPTS`."""
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        rollout = stage.play(episode)
+        if rollout.result.success is not None or attempt == MAX_ATTEMPTS:
+            return rollout._replace(result=replace(rollout.result, attempts=attempt))
+    raise AssertionError("unreachable")
+
+
+def _pooled(config: RunConfig, policy: Policy, todo: Sequence[Episode], workers: int) -> Generator[Rollout]:
+    """Simulators in processes of their own, the policy here."""
+    recipe = (config.policy, config.checkpoint, config.policy_args, config.timeout)
+    setups = [
+        WorkerSetup(
+            suite=config.suite,
+            suite_args=config.suite_args,
+            cameras=tuple(camera.name for camera in policy.spec.cameras),
+            chunking=config.make_chunking(),
+            slot=slot,
+            privileged=recipe if policy.spec.privileged else None,
+        )
+        for slot in range(workers)
+    ]
+    yield from Pool(setups, LocalPolicy(policy, config.timeout), config.batch_size, MAX_ATTEMPTS).rollouts(todo)

@@ -1,0 +1,485 @@
+"""One run on disk: run.json, episodes.jsonl (the source of truth) and inferences.parquet.
+
+`append` makes an episode durable in two fsynced steps: its row and inferences go to a spool as one line, then the row
+goes to episodes.jsonl. A spooled line counts only when its row is the last one of that episode in episodes.jsonl, so a
+crash between the steps leaves an orphan that no reader sees, and the repeated episode cannot be doubled. `close` folds
+the spool into the parquet file; readers see the same table before, during and after.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from .errors import UsageError
+from .types import Episode, EpisodeResult, Float32, Inference
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+T = TypeVar("T")
+
+SCHEMA = 1
+RUN = "run.json"
+EPISODES = "episodes.jsonl"
+SPOOL = "inferences.partial.jsonl"
+INFERENCES = "inferences.parquet"
+ACTIONS = "actions.jsonl"
+VIDEOS = "videos"
+ERRORS = "errors.log"
+LOCK = ".lock"
+KEY = tuple(field.name for field in fields(Episode))
+"""The columns that identify an episode, in episodes and inferences alike."""
+INFERENCE_DTYPES = {
+    "suite": "str",
+    "task": "str",
+    "trial": "int64",
+    "seed": "int64",
+    "perturbation": "str",
+    "inference": "int64",
+    "latency_ms": "float64",
+    "queue_ms": "float64",
+    "batch": "int64",
+    "executed": "int64",
+    "cold": "bool",
+}
+"""The fixed columns of inferences.parquet; a float64 `stage_<name>_ms` follows for every stage a policy times."""
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What run.json says. `identity` and `protocol` decide the numbers; `plan` may differ when a run is resumed."""
+
+    identity: dict[str, object]
+    """Policy, checkpoint, policy_args, suite, suite_args, seed, chunking: plain JSON values."""
+    plan: dict[str, object]
+    """Tasks, episodes, first trial, workers."""
+    protocol: dict[str, object]
+    protocol_hash: str
+    provenance: dict[str, object]
+    """Versions, hardware, command, git state, `run_seconds`."""
+    control_hz: float
+    schema: int = SCHEMA
+
+
+class RunStore:
+    """The one writer of a run directory. `notes` collects sentences for the screen."""
+
+    def __init__(self, path: Path, info: RunInfo, previous: RunInfo | None, lock: int) -> None:
+        self.path, self.info, self.notes = path, info, list[str]()
+        self.previous = previous
+        """What run.json said before a resume."""
+        self._lock = lock
+        if _mend(path / EPISODES):
+            self.notes.append(f"{path / EPISODES} ended in half a line, now cut off: that episode runs again.")
+        _mend(path / SPOOL)
+        self._results = _results(path)
+        self._write_info()
+
+    @classmethod
+    def open(cls, path: str | Path, info: RunInfo, overwrite: bool = False) -> RunStore:
+        """The run at `path`, begun or resumed. `overwrite` first deletes what an earlier run left, and nothing else.
+
+        Raises UsageError when the directory is not a run, holds another run, or another process is writing to it.
+        """
+        path = Path(path)
+        with _failure(path, "choose another --out"):
+            _refuse_foreign(path)
+            lock = _take_lock(path)
+            try:
+                return cls(path, info, _previous(path, info, overwrite), lock)
+            except BaseException:
+                os.close(lock)
+                raise
+
+    def append(self, result: EpisodeResult, inferences: Sequence[Inference]) -> None:
+        """Makes an episode durable; with a verdict, its inferences too. A later row for the same episode replaces it.
+
+        Raises UsageError when the disk does not take it: no half line is left then, and earlier episodes are safe.
+        """
+        if any((call.task, call.trial, call.seed) != (result.task, result.trial, result.seed) for call in inferences):
+            raise ValueError(f"Inferences of another episode came with {result.episode}.")
+        row = asdict(result)
+        spooled = {"row": row, "inferences": [asdict(call) for call in inferences]}
+        if result.success is not None:
+            self._append_line(SPOOL, spooled)
+        self._append_line(EPISODES, row)
+        self._results[result.episode] = result
+
+    def done(self) -> set[Episode]:
+        """The episodes that have a verdict."""
+        return _judged(self._results)
+
+    def rows(self, episodes: Sequence[Episode]) -> list[EpisodeResult]:
+        """The stored rows of these episodes, in their order; those without a row are left out."""
+        return [self._results[episode] for episode in episodes if episode in self._results]
+
+    def log_error(self, heading: str, trace: str) -> None:
+        """Keeps a traceback for whoever wants to mend what broke."""
+        with _failure(self.path / ERRORS, "free some space"), (self.path / ERRORS).open("a") as log:
+            log.write(f"{heading}\n{trace}\n")
+
+    def record_provenance(self, **facts: object) -> None:
+        """Adds facts that are known only later (`run_seconds`) to run.json."""
+        self.info = replace(self.info, provenance={**self.info.provenance, **facts})
+        self._write_info()
+
+    def close(self) -> None:
+        """Folds the spool into inferences.parquet and lets go of the run. A failure is noted and loses nothing."""
+        if self._lock < 0:
+            return
+        try:
+            _compact(self.path, self._results)
+        except (OSError, UsageError) as error:
+            self.notes.append(f"The inferences stay in {self.path / SPOOL} until the next run: {error}")
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)  # closing is not enough: a forked worker may hold a copy
+            os.close(self._lock)
+            self._lock = -1
+
+    def __enter__(self) -> RunStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _append_line(self, name: str, line: Mapping[str, object]) -> None:
+        safe = len(self._results)
+        with _failure(self.path / name, f"{safe} episodes are safe; free some space and run the same command again"):
+            _append_line(self.path / name, line)
+
+    def _write_info(self) -> None:
+        with _failure(self.path / RUN, "free some space"), _replacing(self.path / RUN) as temporary:
+            temporary.write_text(json.dumps(asdict(self.info), indent=2, allow_nan=False) + "\n")
+
+
+def read_info(path: str | Path) -> RunInfo:
+    """What run.json of that run says. Raises UsageError."""
+    file = _run_directory(path) / RUN
+    try:
+        found = json.loads(_read(file))
+        if isinstance(found, dict) and found.get("schema", SCHEMA) > SCHEMA:
+            raise UsageError(f"{file} was written by a newer vla-bench (schema {found['schema']}): upgrade this one.")
+        return RunInfo(**found)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{file} is not what vla-bench writes ({error}): restore it or choose another run.") from error
+
+
+def read_episodes(path: str | Path) -> list[EpisodeResult]:
+    """The last row of every episode, in the order they first came. Raises UsageError, also when there is none."""
+    directory = _run_directory(path)
+    if results := _results(directory):
+        return list(results.values())
+    raise UsageError(f"{directory} holds no finished episode yet: run its command again.")
+
+
+def read_inferences(path: str | Path) -> pd.DataFrame:
+    """One row per policy call of every episode with a verdict; may be empty. Stages are columns `stage_<name>_ms`."""
+    directory = _run_directory(path)
+    return _inferences(directory, _results(directory))
+
+
+def record_actions(path: str | Path, episode: Episode, actions: Float32) -> None:
+    """Appends the float32 (n, A) actions of one episode to that file, or to actions.jsonl in that directory."""
+    if actions.ndim != 2:
+        raise ValueError(f"Actions must have the shape (n, A), got {actions.shape}.")
+    file = _actions_file(path)
+    with _failure(file, "free some space or choose another file"):
+        _mend(file)
+        _append_line(file, {**asdict(episode), "actions": actions.astype(np.float32).tolist()})
+
+
+def read_actions(path: str | Path) -> dict[Episode, Float32]:
+    """The recorded actions, float32 (n, A), of every episode. Raises UsageError, also when there are none."""
+    file = _actions_file(path)
+    if actions := dict(_records(file, _parse_actions)):
+        return actions
+    raise UsageError(f"{file} holds no recorded actions: record some first, or give the file that has them.")
+
+
+# --- opening ---
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raises UsageError when `path` holds something, but no run: before anything is created there."""
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file, expected a directory: choose another --out.")
+    leftovers = {LOCK, _temporary(path / RUN).name}  # of a run that was killed in its first moment
+    if path.exists() and not (path / RUN).exists() and {entry.name for entry in path.iterdir()} - leftovers:
+        raise UsageError(f"{path} is not empty and holds no {RUN}, so it is not a run: choose another --out.")
+
+
+def _take_lock(path: Path) -> int:
+    """The descriptor that holds the run's lock. The kernel frees it when the process dies."""
+    path.mkdir(parents=True, exist_ok=True)
+    lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        if isinstance(error, BlockingIOError):
+            raise UsageError(f"Another process is writing to {path}: wait for it, or choose another --out.") from error
+        raise
+    return lock
+
+
+def _previous(path: Path, info: RunInfo, overwrite: bool) -> RunInfo | None:
+    """The run that is resumed, None when a new one begins."""
+    if not (path / RUN).exists():
+        return None
+    previous = read_info(path)  # also before erasing: a run.json of some other tool means hands off
+    if overwrite:
+        _erase(path)
+        return None
+    _refuse_other_run(path, previous, info)
+    return previous
+
+
+def _refuse_other_run(path: Path, there: RunInfo, here: RunInfo) -> None:
+    """Raises UsageError that names every field in which the two runs differ."""
+    differences = _differences(there.identity, here.identity)
+    if there.protocol_hash != here.protocol_hash:
+        differences += _differences(there.protocol, here.protocol, "protocol.")
+        differences += [f"protocol_hash is {there.protocol_hash!r} there and {here.protocol_hash!r} here"]
+    if differences:
+        what = "; ".join(differences)
+        raise UsageError(f"{path} holds another run: {what}. Choose another --out, or --overwrite to start again.")
+
+
+def _differences(there: Mapping[str, object], here: Mapping[str, object], prefix: str = "") -> list[str]:
+    """One phrase per leaf in which two JSON values differ, as they would look after a round trip through a file."""
+    old, new = _leaves(there, prefix), _leaves(here, prefix)
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return [f"{name} is {old.get(name, 'not set')} there and {new.get(name, 'not set')} here" for name in names]
+
+
+def _leaves(values: Mapping[str, object], prefix: str) -> dict[str, str]:
+    """Dotted name -> JSON text of every value that is not itself a (filled) mapping."""
+    leaves = dict[str, str]()
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            leaves |= _leaves(value, f"{prefix}{name}.")
+        else:
+            leaves[f"{prefix}{name}"] = json.dumps(value, sort_keys=True, allow_nan=False)
+    return leaves
+
+
+def _erase(path: Path) -> None:
+    """Deletes what a run leaves except run.json, which is replaced next. Inferences go first: they need their rows."""
+    for name in (SPOOL, INFERENCES, _temporary(path / INFERENCES).name, ACTIONS, ERRORS, EPISODES):
+        (path / name).unlink(missing_ok=True)
+    if (path / VIDEOS).is_dir() and not (path / VIDEOS).is_symlink():
+        shutil.rmtree(path / VIDEOS)
+
+
+def _run_directory(path: str | Path) -> Path:
+    """The directory of the run at `path`, which may also be a file in it. Raises UsageError."""
+    path = Path(path)
+    directory = path.parent if path.is_file() else path
+    if (directory / RUN).is_file():
+        return directory
+    near = difflib.get_close_matches(path.name, [run.parent.name for run in path.parent.glob(f"*/{RUN}")])
+    hint = f" Did you mean {' or '.join(str(path.parent / name) for name in near)}?" if near else ""
+    what = f"is not a run (it holds no {RUN})" if path.exists() else "does not exist"
+    raise UsageError(f"{path} {what}: give the directory that `vla-bench run` wrote.{hint}")
+
+
+# --- rows ---
+
+
+def _results(directory: Path) -> dict[Episode, EpisodeResult]:
+    return {result.episode: result for result in _records(directory / EPISODES, _parse_result)}
+
+
+def _judged(results: Mapping[Episode, EpisodeResult]) -> set[Episode]:
+    return {episode for episode, result in results.items() if result.success is not None}
+
+
+def _parse_result(row: dict[str, Any]) -> EpisodeResult:
+    result = EpisodeResult(**row)
+    if not isinstance(result.success, bool | None):
+        raise ValueError(f"success is {result.success!r}, expected true, false or null")
+    return result
+
+
+def _parse_spooled(line: dict[str, Any]) -> tuple[EpisodeResult, list[dict[str, Any]]]:
+    result = _parse_result(line["row"])
+    key = asdict(result.episode)
+    return result, [key | _columns(inference) for inference in line["inferences"]]
+
+
+def _columns(inference: dict[str, Any]) -> dict[str, Any]:
+    """One row of the table: the stages become columns of their own."""
+    stages = inference.pop("stages")
+    return inference | {f"stage_{name}_ms": float(ms) for name, ms in stages.items()}
+
+
+def _parse_actions(row: dict[str, Any]) -> tuple[Episode, Float32]:
+    actions = np.array(row.pop("actions"), np.float32)
+    if actions.ndim != 2 and actions.size:
+        raise ValueError(f"actions have the shape {actions.shape}, expected (n, A)")
+    return Episode(**row), actions.reshape(len(actions), -1) if actions.size else np.zeros((0, 0), np.float32)
+
+
+def _actions_file(path: str | Path) -> Path:
+    return Path(path) / ACTIONS if Path(path).is_dir() else Path(path)
+
+
+# --- inferences ---
+
+
+def _inferences(directory: Path, results: Mapping[Episode, EpisodeResult]) -> pd.DataFrame:
+    """Parquet and spool as one table, without the rows of episodes that lack a verdict."""
+    import pandas as pd
+
+    lines = _records(directory / SPOOL, _parse_spooled)
+    spooled = {row.episode: calls for row, calls in lines if results.get(row.episode) == row}
+    stored, keep = _read_parquet(directory / INFERENCES), _judged(results) - spooled.keys()
+    stored = stored[[Episode(*key) in keep for key in zip(*(stored[name].tolist() for name in KEY), strict=True)]]
+    frames = [stored, _frame([call for calls in spooled.values() for call in calls])]
+    return pd.concat([frame for frame in frames if len(frame)] or [_frame([])], ignore_index=True)
+
+
+def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Rows with every column, the fixed ones first; a stage that a call lacks is NaN."""
+    import pandas as pd
+
+    stages = dict.fromkeys(name for row in rows for name in row if name not in INFERENCE_DTYPES)
+    return pd.DataFrame(rows, columns=[*INFERENCE_DTYPES, *stages]).astype(
+        {**INFERENCE_DTYPES, **dict.fromkeys(stages, "float64")}
+    )
+
+
+def _read_parquet(file: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    if not file.exists():
+        return _frame([])
+    try:
+        frame = pd.read_parquet(file)
+        if missing := INFERENCE_DTYPES.keys() - set(frame):
+            raise ValueError(f"no column {', '.join(sorted(missing))}")
+    except (OSError, ValueError) as error:  # pyarrow's errors derive from these
+        raise UsageError(f"{file} cannot be read ({error}): delete it to go on without these timings.") from error
+    return frame
+
+
+def _compact(directory: Path, results: Mapping[Episode, EpisodeResult]) -> None:
+    if not (directory / SPOOL).exists():
+        return
+    frame = _inferences(directory, results)
+    with _replacing(directory / INFERENCES) as temporary:
+        frame.to_parquet(temporary, index=False)
+    (directory / SPOOL).unlink()
+
+
+# --- files ---
+
+
+@contextmanager
+def _failure(file: Path, advice: str) -> Iterator[None]:
+    """Turns an OSError inside into a UsageError that names the file, the reason and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"Could not write to {file} ({error.strerror or error}): {advice}.") from error
+
+
+def _read(file: Path) -> bytes:
+    """The file's content, empty when there is none."""
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise UsageError(f"Cannot read {file}: {error.strerror}.") from error
+
+
+def _records(file: Path, parse: Callable[[dict[str, Any]], T]) -> Iterator[T]:
+    """Every line of a JSONL file, parsed; a half-written last line is left out. UsageError names a corrupt one."""
+    *lines, tail = _read(file).split(b"\n")
+    for number, line in enumerate([*lines, tail] if _is_json(tail) else lines, 1):
+        try:
+            record = parse(json.loads(line))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UsageError(f"{file} line {number} is corrupt ({error}): restore it or delete that line.") from error
+        yield record
+
+
+def _is_json(line: bytes) -> bool:
+    """Whether a line is whole: no beginning of a JSON object is itself JSON."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _mend(file: Path) -> bool:
+    """Whether a half-written last line had to be cut off; a whole one that lacks only its newline gets it."""
+    if not file.exists():
+        return False
+    with open(file, "rb+") as stream:
+        if stream.seek(0, os.SEEK_END) == 0:
+            return False
+        stream.seek(-1, os.SEEK_END)
+        if stream.read() == b"\n":
+            return False
+        stream.seek(0)
+        *_, tail = (content := stream.read()).split(b"\n")
+        if whole := _is_json(tail):
+            stream.write(b"\n")
+        else:
+            stream.truncate(len(content) - len(tail))
+        return not whole
+
+
+def _append_line(file: Path, record: Mapping[str, object]) -> None:
+    """Appends one line of strict JSON, durably and whole: whatever interrupts it, nothing of it stays."""
+    line = memoryview(json.dumps(record, allow_nan=False).encode() + b"\n")
+    with open(file, "ab", buffering=0) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        try:
+            while line:
+                line = line[stream.write(line) :]
+            os.fsync(stream.fileno())
+            if size == 0:
+                _sync(file.parent)  # a new file's name is durable only with its directory
+        except BaseException:
+            os.ftruncate(stream.fileno(), size)
+            raise
+
+
+@contextmanager
+def _replacing(file: Path) -> Iterator[Path]:
+    """A temporary path whose content becomes `file` all at once, durably, unless the block raises."""
+    temporary = _temporary(file)
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, file)
+        _sync(file.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _temporary(file: Path) -> Path:
+    return file.with_name(file.name + ".tmp")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,330 @@
+"""Rows of a run -> tables and text. Values in, values out; only `load` and `load_summary` read files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import store
+from .stats import Interval, bounds, percentile, samples_needed, wilson
+from .store import RunInfo
+from .types import EpisodeResult
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PERCENTILES = (50, 95, 99)
+TERMINAL_WIDTH = 100
+HEADER = ("task", "successes", "rate", "95 % interval", "mean steps", "broken")
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """One line of the table of tasks."""
+
+    task: str
+    episodes: int
+    """Judged ones: a broken episode is neither success nor failure."""
+    successes: int
+    rate: float | None
+    """successes / episodes; None when no episode has a verdict, as is mean_steps."""
+    low: float
+    """Ends of the 95 % Wilson interval of the rate."""
+    high: float
+    mean_steps: float | None
+    """Control steps of judged episodes, failed ones included."""
+    broken: int
+
+
+@dataclass(frozen=True)
+class LatencySummary:
+    """Time per policy call, cold ones left out. Percentiles are None when samples are too few for them."""
+
+    n: int
+    missing: int
+    """Calls that judged episodes count but inferences.parquet does not hold."""
+    cold: int
+    cold_max_ms: float | None
+    inference_ms: dict[str, float | None]
+    """p50, p95 and p99 of the wall time of the batched call that answered it."""
+    action_ms: dict[str, float | None]
+    """The same, each call's time divided by the actions executed from it: hides the stall between chunks."""
+    needed: dict[str, int]
+    """Samples that each percentile takes (MLPerf's rule at 99 % confidence)."""
+    stages_ms: dict[str, float]
+    """Mean milliseconds per stage over the calls that timed it."""
+    mean_batch: float | None
+    mean_executed: float | None
+    """Actions executed per call."""
+    attainable_hz: float | None
+    """Executed actions per second of policy time: the control rate if nothing else took time."""
+    control_hz: float
+
+
+@dataclass(frozen=True)
+class WallSplit:
+    """Where the wall time of all episodes went: set-up, render, physics, policy and other, which is the rest."""
+
+    seconds: dict[str, float]
+    shares: dict[str, float]
+    """Of their sum; all 0 when no time was spent."""
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Judged episodes per minute, of the whole run or, when its wall time is not known, of one worker."""
+
+    episodes_per_minute: float | None
+    per_worker: bool
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """Everything `vla-bench show` says about a run."""
+
+    title: str
+    tasks: tuple[TaskRow, ...]
+    overall: TaskRow
+    bounds: Interval
+    """Success rate if every broken episode had failed, and if every one had succeeded."""
+    latency: LatencySummary
+    throughput: Throughput
+    wall: WallSplit
+
+
+def load(path: str | Path) -> pd.DataFrame:
+    """The episodes of a run, one row each; `success` is <NA> where there is no verdict. Raises UsageError."""
+    import pandas as pd
+
+    columns = [field.name for field in fields(EpisodeResult)]
+    rows = [asdict(result) for result in store.read_episodes(path)]
+    return pd.DataFrame(rows, columns=columns).astype({"success": "boolean"})
+
+
+def load_summary(path: str | Path) -> RunSummary:
+    """The summary of the run in that directory. Raises UsageError."""
+    return summary_of(store.read_info(path), load(path), store.read_inferences(path))
+
+
+def summary_of(info: RunInfo, episodes: pd.DataFrame, inferences: pd.DataFrame) -> RunSummary:
+    """All tables of one run."""
+    total = _task_row("overall", episodes)
+    seconds = info.provenance.get("run_seconds")
+    policy, suite = (info.identity.get(name, "?") for name in ("policy", "suite"))
+    return RunSummary(
+        title=f"{policy} on {suite}, protocol {info.protocol_hash[:12]}",
+        tasks=_task_rows(episodes),
+        overall=total,
+        bounds=bounds(total.successes, total.episodes - total.successes, total.broken),
+        latency=latency(inferences, episodes, info.control_hz),
+        throughput=throughput(episodes, seconds if isinstance(seconds, int | float) else None),
+        wall=wall_split(episodes),
+    )
+
+
+def summarize(episodes: pd.DataFrame) -> pd.DataFrame:
+    """The columns of TaskRow, one row per task in the order tasks first came."""
+    return _frame(_task_rows(episodes))
+
+
+def overall(episodes: pd.DataFrame) -> pd.DataFrame:
+    """The columns of TaskRow in one row: all episodes pooled, which speaks of these tasks, not of tasks like these."""
+    return _frame([_task_row("overall", episodes)])
+
+
+def latency(inferences: pd.DataFrame, episodes: pd.DataFrame, control_hz: float) -> LatencySummary:
+    """How fast the policy answered. Columns as in inferences.parquet and episodes.jsonl."""
+    is_cold = inferences["cold"].astype(bool)
+    warm, cold_ms = inferences[~is_cold], inferences.loc[is_cold, "latency_ms"]
+    played = warm[warm["executed"] > 0]
+    counted = int(episodes.loc[episodes["success"].notna(), "inferences"].sum())
+    return LatencySummary(
+        n=len(warm),
+        missing=max(0, counted - len(inferences)),
+        cold=len(cold_ms),
+        cold_max_ms=float(cold_ms.max()) if len(cold_ms) else None,
+        inference_ms=_percentiles(warm["latency_ms"]),
+        action_ms=_percentiles(played["latency_ms"] / played["executed"]),
+        needed={"p50": 1} | {f"p{p}": samples_needed(p) for p in PERCENTILES if p != 50},
+        stages_ms=_stages(warm),
+        mean_batch=_mean(warm["batch"]),
+        mean_executed=_mean(warm["executed"]),
+        attainable_hz=_ratio(warm["executed"].sum(), warm["latency_ms"].sum() / 1000),
+        control_hz=control_hz,
+    )
+
+
+def wall_split(episodes: pd.DataFrame) -> WallSplit:
+    """Where the time went, broken episodes included: they took it too."""
+    columns = {"set-up": "setup_s", "render": "render_s", "physics": "physics_s", "policy": "policy_s"}
+    seconds = {name: float(episodes[column].sum()) for name, column in columns.items()}
+    seconds["other"] = max(0.0, float(episodes["wall_s"].sum()) - sum(seconds.values()))
+    total = sum(seconds.values())
+    return WallSplit(seconds, {name: part / total if total else 0.0 for name, part in seconds.items()})
+
+
+def throughput(episodes: pd.DataFrame, run_seconds: float | None) -> Throughput:
+    """The pace of a run that took `run_seconds` of wall time over all its sessions; per worker when that is None."""
+    seconds = episodes["wall_s"].sum() if run_seconds is None else run_seconds
+    return Throughput(_ratio(episodes["success"].count() * 60, seconds), per_worker=run_seconds is None)
+
+
+# --- output ---
+
+
+def to_json(summary: RunSummary) -> dict[str, object]:
+    """The summary as plain JSON values, full task names, rates as fractions, null for what is not known."""
+    return {**asdict(summary), "bounds": summary.bounds._asdict()}
+
+
+def render_text(summary: RunSummary) -> str:
+    """The summary for a terminal of 100 columns."""
+    sections = [[summary.title], _table(summary), _latency_lines(summary.latency), _speed_lines(summary)]
+    return "\n\n".join("\n".join(section) for section in sections if section)
+
+
+def render_markdown(summary: RunSummary) -> str:
+    """The table of tasks for a README or a paper, with full names."""
+    names = [row.task.replace("|", "\\|") for row in summary.tasks]
+    rows = [[name, *_cells(row)] for name, row in zip(names, summary.tasks, strict=True)]
+    rows.append([f"**{cell}**" for cell in ("overall", *_cells(summary.overall))])
+    rule = ["---"] + ["---:"] * (len(HEADER) - 1)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (HEADER, rule, *rows))
+
+
+def shorten(names: Sequence[str], width: int) -> list[str]:
+    """Names of at most `width` characters, cut near the middle where it keeps as many of them as can be distinct."""
+
+    def cut(name: str, head: int) -> str:
+        tail = width - 1 - head
+        return name if len(name) <= width else f"{name[:head]}…{name[len(name) - tail :]}"
+
+    def merit(head: int) -> tuple[int, int]:
+        return len({cut(name, head) for name in names}), -abs(2 * head - width)
+
+    best = max(range(width), key=merit)
+    return [cut(name, best) for name in names]
+
+
+def _table(summary: RunSummary) -> list[str]:
+    if not summary.overall.episodes + summary.overall.broken:
+        return ["No episode has finished yet."]
+    cells = [HEADER[1:], *(_cells(row) for row in (*summary.tasks, summary.overall))]
+    room = TERMINAL_WIDTH - sum(width + len(" | ") for width in _widths(cells))
+    names = [HEADER[0], *shorten([row.task for row in summary.tasks], room), "overall"]
+    header, rule, *lines, total = _aligned([[name, *row] for name, row in zip(names, cells, strict=True)])
+    return [header, rule, *lines, rule, total, *_broken_lines(summary)]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table whose first row is the header: names to the left, numbers to the right."""
+    first, *others = _widths(rows)
+    lines = [
+        " | ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, others, strict=True))])
+        for name, *cells in rows
+    ]
+    return [lines[0], "-+-".join("-" * width for width in (first, *others)), *lines[1:]]
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+
+def _cells(row: TaskRow) -> tuple[str, ...]:
+    rate = "-" if row.rate is None else f"{100 * row.rate:.1f} %"
+    steps = "-" if row.mean_steps is None else f"{row.mean_steps:.1f}"
+    interval = f"{100 * row.low:.1f} – {100 * row.high:.1f} %"
+    return f"{row.successes}/{row.episodes}", rate, interval, steps, str(row.broken)
+
+
+def _broken_lines(summary: RunSummary) -> list[str]:
+    if not (broken := summary.overall.broken):
+        return []
+    worst, best = (f"{100 * rate:.1f} %" for rate in summary.bounds)
+    return [f"{broken} broken, so without a verdict: the rate is {worst} if all of them fail, {best} if all succeed."]
+
+
+def _latency_lines(latency: LatencySummary) -> list[str]:
+    missing = [f"left out: {latency.missing} inferences, whose timings were not kept"] if latency.missing else []
+    if not latency.n + latency.cold:
+        return [*missing, "No inference was timed."]
+    cold = f"left out: {latency.cold} cold inferences, the slowest {_number(latency.cold_max_ms)} ms"
+    stages = ", ".join(f"{name} {_number(ms)} ms" for name, ms in latency.stages_ms.items())
+    return [
+        *_percentile_table(latency),
+        *([cold] if latency.cold else []),
+        *missing,
+        *([f"stages, mean: {stages}"] if stages else []),
+        f"per inference, mean: {_number(latency.mean_executed)} actions, batch of {_number(latency.mean_batch)}",
+        f"attainable control rate: {_number(latency.attainable_hz)} Hz; the suite's: {latency.control_hz:g} Hz",
+    ]
+
+
+def _percentile_table(latency: LatencySummary) -> list[str]:
+    """Both kinds of latency, and what the percentiles that are not given still need."""
+    kinds = {"per inference": latency.inference_ms, "per action": latency.action_ms}
+    rows = [[name, *map(_number, values.values())] for name, values in kinds.items()]
+    lacking = [name for name, ms in latency.inference_ms.items() if ms is None]
+    needs = [f"{name}: needs {latency.needed[name]} inferences, have {latency.n}" for name in lacking]
+    return [*_aligned([["latency, ms", *latency.needed], *rows]), *needs]
+
+
+def _speed_lines(summary: RunSummary) -> list[str]:
+    pace, lines = summary.throughput, []
+    if pace.episodes_per_minute is not None:
+        whom = " per worker" if pace.per_worker else ""
+        lines.append(f"speed: {_number(pace.episodes_per_minute)} episodes per minute{whom}")
+    if any(summary.wall.shares.values()):
+        shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in summary.wall.shares.items())
+        lines.append(f"wall time: {shares}")
+    return lines
+
+
+def _number(value: float | None) -> str:
+    """Three digits where they matter."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+# --- parts ---
+
+
+def _task_rows(episodes: pd.DataFrame) -> tuple[TaskRow, ...]:
+    return tuple(_task_row(str(task), rows) for task, rows in episodes.groupby("task", sort=False))
+
+
+def _task_row(task: str, episodes: pd.DataFrame) -> TaskRow:
+    judged = episodes[episodes["success"].notna()]
+    n, successes = len(judged), int(judged["success"].sum())
+    low, high = wilson(successes, n)
+    steps = _mean(judged["steps"])
+    return TaskRow(task, n, successes, _ratio(successes, n), low, high, steps, broken=len(episodes) - n)
+
+
+def _frame(rows: Sequence[TaskRow]) -> pd.DataFrame:
+    import pandas as pd
+
+    columns = [field.name for field in fields(TaskRow)]
+    frame = pd.DataFrame([asdict(row) for row in rows], columns=columns)
+    return frame.astype({"rate": "float64", "mean_steps": "float64"})
+
+
+def _percentiles(samples: pd.Series[float]) -> dict[str, float | None]:
+    return {f"p{p}": percentile(samples.to_numpy(), p) for p in PERCENTILES}
+
+
+def _stages(warm: pd.DataFrame) -> dict[str, float]:
+    """Stage name -> mean milliseconds, for the columns `stage_<name>_ms` that hold something."""
+    columns = [name for name in map(str, warm) if name.startswith("stage_") and warm[name].notna().any()]
+    return {name.removeprefix("stage_").removesuffix("_ms"): float(warm[name].mean()) for name in columns}
+
+
+def _mean(values: pd.Series[int]) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return float(part / whole) if whole else None

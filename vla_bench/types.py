@@ -1,0 +1,256 @@
+"""The nouns: what suites, policies and the engine say to each other. Imports numpy and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+Image = NDArray[np.uint8]  # (height, width, 3) RGB, upright: row 0 is the top of the scene
+
+Control = Literal["delta_pose", "absolute_pose", "joint"]
+Rotation = Literal["axis_angle", "euler_xyz", "none"]
+Gripper = Literal["close_positive", "close_negative", "none"]
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """What the numbers of one action mean; two specs agree only when they are equal."""
+
+    dim: int
+    control: Control
+    rotation: Rotation
+    gripper: Gripper
+    scale_m: float
+    """Metres that a translation component of 1.0 asks for in one control step."""
+    scale_rad: float
+    """Radians that a rotation component of 1.0 asks for in one control step."""
+    frame: str = "world"
+    """Frame of translation and rotation."""
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One view: its name in the suite and its size in pixels."""
+
+    name: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to do: `trials` initial states exist for it, numbered from 0."""
+
+    name: str
+    instructions: tuple[str, ...]
+    """One sentence for single tasks, five for a CALVIN chain."""
+    max_steps: int
+    """Control steps per instruction."""
+    trials: int
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a policy sees. `slot` and `seed` are filled in by the engine."""
+
+    images: Mapping[str, Image]
+    """Camera name to upright RGB, uint8 (height, width, 3); only the cameras the policy asked for."""
+    state: Float32
+    """(S,), meaning and units as in `Suite.state`."""
+    instruction: str
+    slot: int = 0
+    """Which of the concurrently running episodes this is; constant within an episode."""
+    seed: int = 0
+    """Seed of this inference alone: draw all noise from it and results cannot depend on batching."""
+
+
+@dataclass(frozen=True)
+class ActionChunk:
+    """What a policy answers: `actions` float32 (H >= 1, A) in order of execution."""
+
+    actions: Float32
+    stages: Mapping[str, float] = field(default_factory=dict)
+    """Milliseconds per stage (vision, prefill, decode, ...), if the policy times them."""
+    attention: Float32 | None = None
+    """Optional (H, W) image attention of the action tokens, summing to 1."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """The unit of work and its identity: the same five values give the same initial scene to every policy."""
+
+    suite: str
+    task: str
+    trial: int
+    seed: int
+    perturbation: str = ""
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """One row of episodes.jsonl. `success` is None when the episode could not be judged."""
+
+    suite: str
+    task: str
+    trial: int
+    seed: int
+    perturbation: str
+    success: bool | None
+    subgoals_done: int
+    steps: int
+    """Control steps executed, settling excluded."""
+    inferences: int
+    latency_mean_ms: float
+    """Mean wall time of the policy calls of this episode; NaN-free: 0.0 when there were none."""
+    latency_max_ms: float
+    wall_s: float
+    setup_s: float
+    physics_s: float
+    render_s: float
+    policy_s: float
+    """Wall seconds spent waiting for the policy, queueing included."""
+    sim_s: float
+    """Simulated seconds: steps / control_hz."""
+    scene_fingerprint: str
+    """Hash of the scene and its state before the first action."""
+    final_fingerprint: str
+    """Hash of the simulator state after the last action."""
+    attempts: int = 1
+    error: str = ""
+    """Class of the error that left the episode unjudged."""
+    message: str = ""
+    video: str = ""
+
+    @property
+    def episode(self) -> Episode:
+        return Episode(self.suite, self.task, self.trial, self.seed, self.perturbation)
+
+
+@dataclass(frozen=True)
+class Inference:
+    """One row of inferences.parquet: one policy call of one episode."""
+
+    task: str
+    trial: int
+    seed: int
+    inference: int
+    """Number of the call within its episode, from 0."""
+    latency_ms: float
+    """Wall time of the batched policy call that answered it."""
+    queue_ms: float
+    """Wall time between the request and the start of that call."""
+    batch: int
+    """How many requests that call answered."""
+    executed: int
+    """Actions played from its answer before the next call."""
+    cold: bool
+    """Among the first calls of the process: loading and compiling included, left out of percentiles."""
+    stages: Mapping[str, float]
+
+
+class Transition(NamedTuple):
+    """What came of playing some actions open loop."""
+
+    observation: Observation
+    """After the last executed step."""
+    steps: int
+    """Control steps executed: fewer than asked for when the episode ended or the instruction changed."""
+    success: bool
+    truncated: bool
+    """The step limit was reached without success."""
+    subgoals_done: int
+    instruction_changed: bool
+    physics_s: float
+    render_s: float
+
+
+@runtime_checkable
+class Env(Protocol):
+    """A `gymnasium.Env` of one task that can also play a whole chunk and render once."""
+
+    def reset_trial(self, trial: int, seed: int) -> Observation:
+        """The first observation of that trial, settling included. Raises UsageError for a trial out of range."""
+
+    def advance(self, actions: Float32) -> Transition:
+        """Play float32 (n, A) actions open loop, stopping early at success or at the step limit."""
+
+    def fingerprint(self) -> str:
+        """Hash of the scene (shapes, fixtures, masses) and the simulator's state as they are now."""
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A set of tasks with one protocol."""
+
+    name: str
+    version: str
+    """Raised whenever the same policy could get another number; part of the protocol hash."""
+    tasks: tuple[Task, ...]
+    action: ActionSpec
+    cameras: tuple[Camera, ...]
+    state: tuple[str, ...]
+    """Name, unit and frame of every entry of `Observation.state`."""
+    control_hz: float
+    make_env: Callable[[Task, Sequence[str]], Env]
+    """(task, names of the cameras to render) -> environment. Needs the simulator."""
+    provenance: Callable[[], Mapping[str, str]]
+    """Everything else that decides the numbers: packages, versions, initial states. Needs the simulator."""
+    protocol: Mapping[str, str | int | float] = field(default_factory=dict)
+    """Settings of the suite that are not in the fields above: settle steps, seeds, ..."""
+    about: str = ""
+
+    def task(self, name: str) -> Task:
+        """The task of that exact name. Raises KeyError."""
+        return {task.name: task for task in self.tasks}[name]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(task.name for task in self.tasks)
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """What a policy is and needs; must agree with the suite before the first episode."""
+
+    name: str
+    action: ActionSpec
+    cameras: tuple[Camera, ...] = ()
+    """The views it reads: the environment renders these and no others."""
+    state: tuple[str, ...] = ()
+    """The state layout it reads; empty when it reads none."""
+    chunk: int = 1
+    """Actions per inference."""
+    checkpoint: str = ""
+    """sha256 of the weights, empty when there are none."""
+    deterministic: bool = True
+    """Same observation and seed, same answer, whatever the batch."""
+    privileged: bool = False
+    """Reads the simulator itself: runs beside each environment and gets `attach(env)` before every reset."""
+
+
+class Policy(Protocol):
+    """What the engine asks of any policy."""
+
+    @property
+    def spec(self) -> PolicySpec: ...
+
+    def reset(self, slots: Sequence[int], episodes: Sequence[Episode]) -> None:
+        """Forget what these slots held: each begins the episode of the same position."""
+
+    def infer(self, observations: Sequence[Observation]) -> Sequence[ActionChunk]:
+        """One chunk per observation, in order. Observations of several slots may come together."""
+
+
+@runtime_checkable
+class Privileged(Protocol):
+    """A policy that looks into the simulator (oracles)."""
+
+    def attach(self, env: Any) -> None:
+        """Use this environment from now on."""
