@@ -181,7 +181,8 @@ def _list(arguments: list[str]) -> int:
 
 
 def _suites(_: str) -> list[dict[str, Any]]:
-    from vla_bench.registry import ALIASES, make_suite, suite_names
+    from vla_bench.config import ALIASES
+    from vla_bench.registry import make_suite, suite_names
 
     aliases = {name: [alias for alias, target in ALIASES.items() if target == name] for name in suite_names()}
     return [
@@ -271,9 +272,9 @@ def _name_positionals(arguments: Sequence[str], names: Sequence[str], command: s
 
 
 def _first_sentence(box: str) -> str:
-    """What a tyro error box says first, without the box."""
-    lines = [line.strip("│ ").strip() for line in box.splitlines() if line.startswith("│")]
-    said = " ".join(lines).split("────")[0].split("Got errors:")[0]
+    """What a tyro error says first, without its title, its box (drawn or blank) and its rules."""
+    said = " ".join(line.strip("│ ") for line in box.splitlines()[1:]).lstrip("-─╭╮ ")
+    said = re.split(r"[─-]{4}|Got errors:", said)[0]
     said = re.sub(r"no type matching \S+ could be instantiated from", "cannot read", said)
     return re.sub(r"\s+", " ", said).strip().rstrip(".") + "."
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import inspect
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +16,9 @@ import tyro
 
 from vla_bench.chunking import AdaptiveEnsemble, Chunking, RecedingHorizon, TemporalEnsemble
 from vla_bench.errors import UsageError, unknown_name
+
+ALIASES: Mapping[str, str] = {"libero_long": "libero_10"}
+"""Other names of suites."""
 
 Scalar = str | int | float | bool | None
 
@@ -88,7 +93,7 @@ class RunConfig:
             "policy": self.policy,
             "checkpoint": self.checkpoint,
             "policy_args": sorted(self.policy_args),
-            "suite": self.suite,
+            "suite": ALIASES.get(self.suite, self.suite),
             "suite_args": sorted(self.suite_args),
             "seed": self.seed,
             "chunking": describe(self.make_chunking()),
@@ -101,8 +106,9 @@ class RunConfig:
 
     def default_out(self) -> str:
         """A name that the same configuration always gets."""
-        policy = self.policy.replace(":", ".").replace("/", ".")
-        return f"results/{policy}_{self.suite.replace(':', '.')}_{digest(self.identity())[:6]}"
+        identity = self.identity()
+        names = "_".join(str(identity[key]).replace(":", ".").replace("/", ".") for key in ("policy", "suite"))
+        return f"results/{names}_{digest(identity)[:6]}"
 
 
 def describe(value: Chunking) -> dict[str, object]:
@@ -162,7 +168,8 @@ def _convert(name: str, text: str, known: Mapping[str, inspect.Parameter], flag:
         raise unknown_name(f"argument of {flag}", name, known)
     annotation = known[name].annotation
     try:
-        value: Scalar = tyro.cli(annotation, args=[text], console_outputs=False, add_help=False)
+        with contextlib.redirect_stderr(io.StringIO()):
+            value: Scalar = tyro.cli(annotation, args=[text], add_help=False)
     except (SystemExit, tyro.constructors.UnsupportedTypeAnnotationError):
         raise UsageError(f"{flag} {name} should be {_type_name(annotation)}, got {text!r}.") from None
     return value

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-from vla_bench.config import list_arguments, parse_arguments
+from vla_bench.config import ALIASES, list_arguments, parse_arguments
 from vla_bench.errors import MissingPackage, UsageError, unknown_name
 from vla_bench.types import Policy, PolicySpec, Suite
 
@@ -21,7 +21,6 @@ SUITES: Mapping[str, str] = {
     "libero_90": "vla_bench.envs.libero:suite",
     "robosuite": "vla_bench.envs.robosuite:suite",
 }
-ALIASES: Mapping[str, str] = {"libero_long": "libero_10"}
 POLICIES: Mapping[str, str] = {
     "zero": "vla_bench.policies.baselines:Zero",
     "random": "vla_bench.policies.baselines:Random",

@@ -15,7 +15,7 @@ from vla_bench.errors import PolicyFailure, UsageError, unknown_name
 from vla_bench.inference import LocalPolicy, check_compatible
 from vla_bench.pool import Pool, WorkerSetup, worker_count
 from vla_bench.provenance import gather
-from vla_bench.registry import ALIASES, make_policy, make_suite
+from vla_bench.registry import make_policy, make_suite
 from vla_bench.rollout import Actor, Rollout, Stage, attach
 from vla_bench.store import RunInfo, RunStore, record_actions
 from vla_bench.types import Episode, EpisodeResult, Policy, Suite, Task
@@ -111,7 +111,6 @@ def run(config: RunConfig, watcher: Watcher | None = None) -> Outcome:
     Raises UsageError for what the user can mend.
     """
     watcher = watcher or Silent()
-    config = replace(config, suite=ALIASES.get(config.suite, config.suite))
     suite = make_suite(config.suite, config.suite_args)
     episodes = plan(suite, config)
     workers = min(worker_count(config.workers), len(episodes))

@@ -1,0 +1,144 @@
+"""A suite and policies of a few lines, importable by workers as fakes:suite and fakes:Name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vla_bench.types import (
+    ActionChunk,
+    ActionSpec,
+    Camera,
+    Env,
+    Episode,
+    Observation,
+    PolicySpec,
+    Suite,
+    Task,
+    Transition,
+)
+
+ACTION = ActionSpec(2, "delta_pose", "none", "none", scale_m=1.0, scale_rad=0.0)
+CAMERA = Camera("eye", 4, 4)
+STATE = ("x", "y")
+
+
+def suite(name: str = "toy", max_steps: int = 20, break_marker: str = "", break_with: str = "raise") -> Suite:
+    """A point in the plane that succeeds once it is right of 5; it breaks where the file `break_marker` says."""
+    tasks = tuple(Task(task, (f"go {task}",), max_steps, 10) for task in ("east", "farther"))
+
+    def make_env(task: Task, cameras: Sequence[str]) -> Env:
+        return ToyEnv(task, cameras, Path(break_marker) if break_marker else None, break_with)
+
+    return Suite(name, "1", tasks, ACTION, (CAMERA,), STATE, 10.0, make_env, lambda: {"toy": "1"})
+
+
+class ToyEnv:
+    """State (x, y); an action adds to it. Breaks at step 3 of the task and trial named in the marker file, once."""
+
+    def __init__(self, task: Task, cameras: Sequence[str], marker: Path | None, break_with: str) -> None:
+        self.task, self.cameras, self.marker, self.break_with = task, cameras, marker, break_with
+
+    def reset_trial(self, trial: int, seed: int) -> Observation:
+        self.trial, self.steps = trial, 0
+        self.position = np.random.default_rng([trial, seed, self.task.name == "east"]).normal(size=2)
+        return self._observe()
+
+    def advance(self, actions: np.ndarray) -> Transition:
+        success = played = 0
+        for action in actions:
+            self.position = self.position + action
+            self.steps += 1
+            played += 1
+            if self.steps == 3:
+                self._maybe_break()
+            success = self.position[0] > 5
+            if success or self.steps >= self.task.max_steps:
+                break
+        over = self.steps >= self.task.max_steps
+        observation = self._observe()
+        return Transition(observation, played, bool(success), over and not success, int(success), False, 0.0, 0.0)
+
+    def _maybe_break(self) -> None:
+        if self.marker is None or not self.marker.exists():
+            return
+        task, trial, times = self.marker.read_text().split()
+        if (task, int(trial)) != (self.task.name, self.trial):
+            return
+        self.marker.write_text(f"{task} {trial} {int(times) - 1}")
+        if int(times) <= 1:
+            self.marker.unlink()
+        if self.break_with == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise RuntimeError("the toy fell off the table")
+
+    def _observe(self) -> Observation:
+        images = {name: np.full((4, 4, 3), self.trial, np.uint8) for name in self.cameras}
+        return Observation(images, self.position.astype(np.float32), self.task.instructions[0])
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.position.tobytes()).hexdigest()[:16]
+
+    def close(self) -> None:
+        pass
+
+
+class Walker:
+    """Walks east with noise from the observation's seed; remembers resets and the sizes of batches."""
+
+    def __init__(self, suite: Suite, speed: float = 0.5, chunk: int = 4, checkpoint: str = "") -> None:
+        self.speed, self.chunk = speed, chunk
+        self.spec = PolicySpec("walker", suite.action, suite.cameras, suite.state, chunk, checkpoint)
+        self.resets: list[tuple[int, Episode]] = []
+        self.batches: list[int] = []
+
+    def reset(self, slots: Sequence[int], episodes: Sequence[Episode]) -> None:
+        self.resets += zip(slots, episodes, strict=True)
+
+    def infer(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        self.batches.append(len(observations))
+        return [self._chunk(np.random.default_rng(observation.seed)) for observation in observations]
+
+    def _chunk(self, rng: np.random.Generator) -> ActionChunk:
+        actions = rng.normal([self.speed, 0.0], 0.1, (self.chunk, 2)).astype(np.float32)
+        return ActionChunk(actions, {"think": 1.5})
+
+
+class Faulty(Walker):
+    """A Walker whose second call in a process goes wrong in the way `how` says."""
+
+    def __init__(self, suite: Suite, how: str = "raise", seconds: float = 30.0) -> None:
+        super().__init__(suite)
+        self.how, self.seconds = how, seconds
+
+    def infer(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        good = super().infer(observations)
+        if len(self.batches) < 2:
+            return good
+        if self.how == "raise":
+            raise KeyError("left_arm")
+        if self.how == "slow":
+            time.sleep(self.seconds)
+            return good
+        if self.how == "interrupt":
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(self.seconds)
+        wrong = {
+            "width": np.zeros((4, 3), np.float32),
+            "float64 width": np.zeros((4, 6)),
+            "flat": np.zeros(2, np.float32),
+            "empty": np.zeros((0, 2), np.float32),
+            "nan": np.array([[0, 0], [0, np.nan]], np.float32),
+            "inf": np.array([[np.inf, 0]], np.float32),
+            "text": np.array([["a", "b"]]),
+        }
+        if self.how in wrong:
+            return [ActionChunk(wrong[self.how])] * len(observations)
+        returned: dict[str, object] = {"none": None, "array": np.zeros((4, 2), np.float32), "few": [], "plain": [1.0]}
+        return returned[self.how]  # type: ignore[return-value]

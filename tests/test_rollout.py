@@ -1,0 +1,150 @@
+"""One episode: the loop, the actor, what the policy may and may not answer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import fakes
+import numpy as np
+import pytest
+
+from vla_bench.chunking import AdaptiveEnsemble, RecedingHorizon, TemporalEnsemble
+from vla_bench.errors import PolicyFailure, UsageError
+from vla_bench.inference import COLD_CALLS, LocalPolicy, check_compatible
+from vla_bench.rollout import Actor, Rollout, Stage, inference_seed
+from vla_bench.types import Camera, Episode
+
+SUITE = fakes.suite()
+EPISODE = Episode("toy", "east", 3, seed=7)
+
+
+def play(policy: fakes.Walker, chunking: object = None, episode: Episode = EPISODE) -> Rollout:
+    actor = Actor(LocalPolicy(policy), chunking or RecedingHorizon())  # type: ignore[arg-type]
+    return Stage(SUITE, ["eye"], actor, None).play(episode)
+
+
+def replayed(rollout: Rollout) -> np.ndarray:
+    env = SUITE.make_env(SUITE.task("east"), [])
+    env.reset_trial(EPISODE.trial, EPISODE.seed)
+    for action in rollout.actions:
+        env.advance(action[None])
+    return np.asarray(env.position)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("chunking", [RecedingHorizon(), RecedingHorizon(3), TemporalEnsemble(), AdaptiveEnsemble()])
+def test_the_recorded_actions_are_those_executed(chunking: object) -> None:
+    rollout = play(fakes.Walker(SUITE), chunking)
+    assert len(rollout.actions) == rollout.result.steps == sum(call.executed for call in rollout.inferences)
+    assert replayed(rollout)[0] > 5
+    assert replayed(rollout._replace(actions=rollout.actions[:-1]))[0] <= 5
+
+
+def test_an_episode_ends_at_success_in_the_middle_of_a_chunk() -> None:
+    rollout = play(fakes.Walker(SUITE, chunk=16))
+    assert rollout.result.success
+    assert rollout.result.steps < 16
+    assert rollout.inferences[-1].executed == rollout.result.steps
+
+
+def test_an_episode_ends_at_the_step_limit_in_the_middle_of_a_chunk() -> None:
+    rollout = play(fakes.Walker(SUITE, speed=-0.5, chunk=16))
+    assert rollout.result.success is False
+    assert rollout.result.steps == SUITE.tasks[0].max_steps
+    assert [call.executed for call in rollout.inferences] == [16, 4]
+
+
+def test_simulated_time_is_steps_over_the_control_rate() -> None:
+    result = play(fakes.Walker(SUITE)).result
+    assert result.sim_s == pytest.approx(result.steps / 10.0)
+
+
+def test_noise_seeds_differ_between_inferences_and_episodes_and_repeat() -> None:
+    seeds = {inference_seed(replace(EPISODE, trial=trial), index) for trial in range(20) for index in range(20)}
+    assert len(seeds) == 400
+    assert inference_seed(EPISODE, 4) == inference_seed(EPISODE, 4)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_the_same_episode_gives_the_same_row_whatever_came_before() -> None:
+    policy = fakes.Walker(SUITE)
+    actor = Actor(LocalPolicy(policy), RecedingHorizon())
+    stage = Stage(SUITE, ["eye"], actor, None)
+    first = stage.play(EPISODE)
+    stage.play(replace(EPISODE, task="farther"))
+    again = stage.play(EPISODE)
+    assert np.array_equal(first.actions, again.actions)
+    assert first.result.final_fingerprint == again.result.final_fingerprint
+    assert first.result.scene_fingerprint == again.result.scene_fingerprint != first.result.final_fingerprint
+
+
+def test_the_first_calls_of_a_process_are_marked_cold() -> None:
+    calls = play(fakes.Walker(SUITE, chunk=1)).inferences
+    assert [call.cold for call in calls] == [index < COLD_CALLS for index in range(len(calls))]
+
+
+def test_stage_times_reach_the_inference_rows() -> None:
+    assert play(fakes.Walker(SUITE)).inferences[0].stages == {"think": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("width", "shape (4, 3), expected float32 (H >= 1, 2)"),
+        ("float64 width", "shape (4, 6), expected float32 (H >= 1, 2)"),
+        ("flat", "shape (2,)"),
+        ("empty", "shape (0, 2)"),
+        ("nan", "nan in action 1, entry 1"),
+        ("inf", "inf in action 0, entry 0"),
+        ("text", "dtype <U1"),
+        ("none", "NoneType from infer"),
+        ("array", "ndarray of shape (4, 2) from infer"),
+        ("few", "0 chunks"),
+        ("plain", "list of float"),
+    ],
+)
+def test_a_wrong_answer_stops_the_run_before_the_simulator_sees_it(how: str, said: str) -> None:
+    with pytest.raises(UsageError, match=r"The policy 'walker' returned") as caught:
+        play(fakes.Faulty(SUITE, how))
+    assert said in str(caught.value)
+
+
+def test_a_policy_that_raises_is_named_with_its_error() -> None:
+    with pytest.raises(PolicyFailure, match=r"'walker' raised KeyError in infer: 'left_arm'"):
+        play(fakes.Faulty(SUITE, "raise"))
+
+
+def test_a_slow_policy_is_stopped() -> None:
+    policy = fakes.Faulty(SUITE, "slow")
+    stage = Stage(SUITE, [], Actor(LocalPolicy(policy, timeout_s=0.2), RecedingHorizon()), None)
+    with pytest.raises(PolicyFailure, match=r"longer than --timeout 0.2 s in infer"):
+        stage.play(EPISODE)
+
+
+def test_a_time_limit_changes_nothing_for_a_policy_within_it() -> None:
+    slow = Stage(SUITE, [], Actor(LocalPolicy(fakes.Walker(SUITE), 5.0), RecedingHorizon()), None).play(EPISODE)
+    assert np.array_equal(slow.actions, play(fakes.Walker(SUITE)).actions)
+
+
+def test_float64_actions_of_the_right_shape_are_played() -> None:
+    class Doubled(fakes.Walker):
+        def infer(self, observations):  # type: ignore[no-untyped-def]
+            return [replace(chunk, actions=chunk.actions.astype(np.float64)) for chunk in super().infer(observations)]
+
+    assert np.array_equal(play(Doubled(SUITE)).actions, play(fakes.Walker(SUITE)).actions)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"action": replace(fakes.ACTION, gripper="close_negative")}, "gripper='close_negative'"),
+        ({"cameras": (Camera("wrist", 4, 4),)}, "reads camera wrist 4x4, the suite 'toy' has eye 4x4"),
+        ({"cameras": (Camera("eye", 8, 8),)}, "reads camera eye 8x8"),
+        ({"state": ("y", "x")}, "reads the state"),
+    ],
+)
+def test_a_policy_that_means_something_else_is_refused(change: dict[str, object], said: str) -> None:
+    policy = fakes.Walker(SUITE)
+    policy.spec = replace(policy.spec, **change)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="The policy 'walker'") as caught:
+        check_compatible(policy, SUITE)
+    assert said in str(caught.value)

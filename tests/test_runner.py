@@ -1,0 +1,320 @@
+"""A run: planning, storing, resuming, workers, and everything that can go wrong on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import fakes
+import pandas as pd
+import pytest
+
+from vla_bench.config import RunConfig
+from vla_bench.errors import UsageError
+from vla_bench.runner import Outcome, plan, run, select_tasks
+from vla_bench.store import read_actions, read_episodes, read_inferences, read_info
+from vla_bench.types import EpisodeResult
+
+TESTS = Path(__file__).parent
+TIMINGS = {"latency_mean_ms", "latency_max_ms", "wall_s", "setup_s", "physics_s", "render_s", "policy_s"}
+
+
+def config(out: Path, **changes: object) -> RunConfig:
+    settings = {"policy": "fakes:Walker", "suite": "fakes:suite", "episodes": 3, "out": str(out), **changes}
+    return RunConfig(**settings)  # type: ignore[arg-type]
+
+
+def rows(out: Path) -> list[dict[str, object]]:
+    stored = sorted(read_episodes(out), key=lambda row: (row.task, row.trial))
+    return [{key: value for key, value in asdict(row).items() if key not in TIMINGS} for row in stored]
+
+
+def broken_config(out: Path, times: int, break_with: str, **changes: object) -> RunConfig:
+    marker = out.parent / "marker"
+    marker.write_text(f"farther 1 {times}")
+    arguments = (f"break_marker={marker}", f"break_with={break_with}")
+    return config(out, suite_args=arguments, **changes)
+
+
+# Planning
+
+
+def test_the_plan_holds_every_trial_of_every_task_before_anything_runs() -> None:
+    episodes = plan(fakes.suite(), config(Path("x"), episodes=None, first_trial=8))
+    assert [(e.task, e.trial) for e in episodes] == [("east", 8), ("east", 9), ("farther", 8), ("farther", 9)]
+
+
+def test_tasks_are_chosen_by_name_or_index_in_the_suites_order() -> None:
+    assert [task.name for task in select_tasks(fakes.suite(), ["1", "east"])] == ["east", "farther"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"task": ("eastt",)}, "Did you mean 'east'"),
+        ({"task": ("2",)}, "tasks 0 to 1, got 2"),
+        ({"episodes": 11}, "trials 0 to 9, got --first-trial 0 --episodes 11"),
+        ({"first_trial": 10, "episodes": None}, "trials 0 to 9, got --first-trial 10"),
+    ],
+)
+def test_a_plan_of_what_does_not_exist_is_refused(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        plan(fakes.suite(), config(Path("x"), **changes))
+    assert said in str(caught.value)
+
+
+# Results
+
+
+def test_the_same_command_twice_gives_the_same_rows(tmp_path: Path) -> None:
+    run(config(tmp_path / "a"))
+    run(config(tmp_path / "b"))
+    assert rows(tmp_path / "a") == rows(tmp_path / "b")
+    assert len(rows(tmp_path / "a")) == 6
+
+
+@pytest.mark.parametrize("changes", [{}, {"chunking": "temporal"}, {"execute": 2, "batch_size": 1}])
+def test_two_workers_give_the_rows_of_one(tmp_path: Path, changes: dict[str, object]) -> None:
+    run(config(tmp_path / "one", **changes))
+    outcome = run(config(tmp_path / "two", workers="2", **changes))
+    assert rows(tmp_path / "one") == rows(tmp_path / "two")
+    assert (outcome.judged, outcome.broken) == (6, 0)
+
+
+def test_another_seed_gives_other_episodes(tmp_path: Path) -> None:
+    run(config(tmp_path / "a"))
+    run(config(tmp_path / "b", seed=1))
+    fingerprints = [{row["scene_fingerprint"] for row in rows(tmp_path / name)} for name in "ab"]
+    assert not fingerprints[0] & fingerprints[1]
+
+
+def test_every_inference_has_a_row(tmp_path: Path) -> None:
+    run(config(tmp_path / "run"))
+    calls = read_inferences(tmp_path / "run")
+    episodes = pd.DataFrame(rows(tmp_path / "run"))
+    assert len(calls) == episodes.inferences.sum()
+    assert calls.executed.sum() == episodes.steps.sum()
+    assert (calls.stage_think_ms == 1.5).all()
+
+
+def test_workers_share_one_policy_that_answers_them_together(tmp_path: Path) -> None:
+    run(config(tmp_path / "run", workers="2", episodes=10))
+    calls = read_inferences(tmp_path / "run")
+    assert calls.batch.max() <= 2
+    assert (calls.queue_ms >= 0).all()
+
+
+def test_run_json_tells_where_the_numbers_come_from(tmp_path: Path) -> None:
+    run(config(tmp_path / "run", policy_args=("speed=0.4",), checkpoint="weights-1"))
+    info = read_info(tmp_path / "run")
+    assert info.identity["policy_args"] == ["speed=0.4"]
+    assert info.identity["weights"] == "weights-1"
+    assert {"versions", "machine", "command", "git", "started", "run_seconds"} <= set(info.provenance)
+    assert info.protocol["simulator"] == {"toy": "1"}
+
+
+def test_the_protocol_hash_knows_the_chunking_but_not_the_policy(tmp_path: Path) -> None:
+    run(config(tmp_path / "a", episodes=1))
+    run(config(tmp_path / "b", episodes=1, policy_args=("speed=1",), workers="2", task=("0",)))
+    run(config(tmp_path / "c", episodes=1, execute=1))
+    run(config(tmp_path / "d", episodes=1, suite_args=("max_steps=19",)))
+    hashes = [read_info(tmp_path / name).protocol_hash for name in "abcd"]
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes)) == 3
+
+
+def test_recorded_actions_replay_to_the_same_end(tmp_path: Path) -> None:
+    run(config(tmp_path / "run", record_actions=str(tmp_path / "actions.jsonl")))
+    run(config(tmp_path / "again", policy="replay", checkpoint=str(tmp_path / "actions.jsonl")))
+    ends = [
+        [(row["success"], row["steps"], row["final_fingerprint"]) for row in rows(tmp_path / n)]
+        for n in ("run", "again")
+    ]
+    assert ends[0] == ends[1]
+    assert {episode.trial for episode in read_actions(tmp_path / "actions.jsonl")} == {0, 1, 2}
+
+
+# Resuming
+
+
+def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
+    run(config(tmp_path / "run"))
+    before = (tmp_path / "run" / "episodes.jsonl").read_text()
+    outcome = run(config(tmp_path / "run"))
+    assert (tmp_path / "run" / "episodes.jsonl").read_text() == before
+    assert outcome.judged == 6
+
+
+def test_more_episodes_extend_a_run(tmp_path: Path) -> None:
+    run(config(tmp_path / "run", episodes=1))
+    run(config(tmp_path / "run", episodes=3))
+    run(config(tmp_path / "whole", episodes=3))
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+
+
+def test_another_configuration_is_refused_with_the_fields_named(tmp_path: Path) -> None:
+    run(config(tmp_path / "run"))
+    with pytest.raises(UsageError, match=r"seed is 0 .* 1 here|seed") as caught:
+        run(config(tmp_path / "run", seed=1))
+    assert "--overwrite" in str(caught.value)
+    assert run(config(tmp_path / "run", seed=1, overwrite=True)).judged == 6
+
+
+def test_an_interrupted_run_resumes_to_the_rows_of_a_whole_one(tmp_path: Path) -> None:
+    class Impatient:
+        def start(self, *_: object) -> None:
+            self.seen = 0
+
+        def row(self, _: EpisodeResult) -> None:
+            self.seen += 1
+            if self.seen == 2:
+                raise KeyboardInterrupt
+
+    stopped = run(config(tmp_path / "run"), Impatient())
+    assert stopped.interrupted
+    assert stopped.judged == 2
+    assert run(config(tmp_path / "run")).judged == 6
+    run(config(tmp_path / "whole"))
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+
+
+# Breaking
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_an_error_of_the_simulator_is_retried_and_counted(tmp_path: Path, workers: str) -> None:
+    outcome = run(broken_config(tmp_path / "run", 2, "raise", workers=workers))
+    assert (outcome.judged, outcome.broken) == (6, 0)
+    assert {row["attempts"] for row in rows(tmp_path / "run") if (row["task"], row["trial"]) == ("farther", 1)} == {3}
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_an_episode_that_always_breaks_stays_unjudged_and_is_tried_again_next_time(
+    tmp_path: Path, workers: str
+) -> None:
+    settings = broken_config(tmp_path / "run", 3, "raise", workers=workers)
+    outcome = run(settings)
+    assert (outcome.judged, outcome.broken) == (5, 1)
+    row = next(row for row in rows(tmp_path / "run") if row["success"] is None)
+    assert (row["error"], row["message"], row["attempts"]) == ("RuntimeError", "the toy fell off the table", 3)
+    assert "Traceback" in (tmp_path / "run" / "errors.log").read_text()
+    assert run(settings).broken == 0
+
+
+def test_a_worker_killed_mid_episode_costs_nothing(tmp_path: Path) -> None:
+    outcome = run(broken_config(tmp_path / "run", 1, "kill", workers="2"))
+    assert (outcome.judged, outcome.broken) == (6, 0)
+    lines = (tmp_path / "run" / "episodes.jsonl").read_text().splitlines()
+    assert len(lines) == len({(json.loads(line)["task"], json.loads(line)["trial"]) for line in lines}) == 6
+    run(config(tmp_path / "whole"))
+    ends = [[(r["task"], r["trial"], r["final_fingerprint"]) for r in rows(tmp_path / n)] for n in ("run", "whole")]
+    assert ends[0] == ends[1]
+
+
+def test_a_worker_that_always_dies_leaves_its_episode_unjudged(tmp_path: Path) -> None:
+    outcome = run(broken_config(tmp_path / "run", 3, "kill", workers="2"))
+    assert (outcome.judged, outcome.broken) == (5, 1)
+    row = next(row for row in rows(tmp_path / "run") if row["success"] is None)
+    assert row["error"] == "WorkerDied"
+    assert "-9" in str(row["message"])
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(
+    ("how", "timeout", "said"), [("raise", None, "raised KeyError"), ("slow", 0.3, "longer than --timeout")]
+)
+def test_a_failing_policy_stops_the_run_and_keeps_what_is_done(
+    tmp_path: Path, workers: str, how: str, timeout: float | None, said: str
+) -> None:
+    run(config(tmp_path / "run", policy="fakes:Faulty", policy_args=(f"how={how}",), workers=workers, timeout=timeout))
+    outcome = run(
+        config(tmp_path / "run", policy="fakes:Faulty", policy_args=(f"how={how}",), workers=workers, timeout=timeout)
+    )
+    assert isinstance(outcome, Outcome)
+    assert said in outcome.failure
+    assert "Traceback" in (tmp_path / "run" / "errors.log").read_text()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_wrong_answer_is_a_usage_error_with_any_number_of_workers(tmp_path: Path, workers: str) -> None:
+    with pytest.raises(UsageError, match=r"shape \(4, 3\)"):
+        run(config(tmp_path / "run", policy="fakes:Faulty", policy_args=("how=width",), workers=workers))
+
+
+def test_executing_more_than_a_chunk_is_a_usage_error_from_a_worker_too(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--execute 4 or less"):
+        run(config(tmp_path / "run", execute=5, workers="2"))
+
+
+# The command
+
+
+def command(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "vla_bench.cli", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        timeout=120,
+        **options,  # type: ignore[call-overload]
+    )
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_ctrl_c_says_what_is_done_exits_130_and_resumes(tmp_path: Path, workers: str) -> None:
+    arguments = ["run", "--policy", "fakes:Faulty", "--policy-args", "how=slow", "seconds=60", "--suite", "fakes:suite"]
+    arguments += ["--episodes", "2", "--workers", workers, "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vla_bench.cli", *arguments],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        start_new_session=True,
+    )
+    while not (tmp_path / "run" / "run.json").exists():
+        time.sleep(0.05)
+    time.sleep(2.0 if workers == "2" else 0.5)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted; 0 of 4 episodes are stored" in errors
+    assert "The same command resumes." in errors
+    assert "Traceback" not in errors
+
+
+def test_broken_episodes_make_the_command_exit_4(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    marker.write_text("east 0 9")
+    done = command(
+        "run", "--policy", "fakes:Walker", "--suite", "fakes:suite", "--suite-args", f"break_marker={marker}",
+        "--episodes", "2", "--task", "0", "--out", str(tmp_path / "run"),
+    )  # fmt: skip
+    assert done.returncode == 4
+    assert "1 episode could not be judged" in done.stderr
+    assert "1/1" in done.stdout
+
+
+def test_a_script_without_a_main_guard_can_use_workers(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from vla_bench.config import RunConfig\nfrom vla_bench.runner import run\n"
+        "config = RunConfig('fakes:Walker', 'fakes:suite', episodes=1, workers='2', "
+        f"out={str(tmp_path / 'run')!r})\nprint(run(config).judged)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        timeout=60,
+    )
+    assert done.stdout.strip() == "2", done.stderr
