@@ -34,7 +34,7 @@ TOY = ["run", "--policy", "fakes:Walker", "--suite", "fakes:suite", "--episodes"
         ([*RUN, "--batch-size", "0"], "--batch-size should be at least 1, got 0."),
         ([*RUN, "--workers", "many"], "--workers should be a number of at least 1, or auto; got 'many'."),
         ([*RUN, "--execute", "0"], "--execute must be at least 1, got 0."),
-        ([*RUN, "--chunking", "magic"], "Error parsing --chunking"),
+        ([*RUN, "--chunking", "magic"], "--chunking"),
         ([*RUN, "--checkpoint", "x"], "The policy 'zero' has no checkpoint, got --checkpoint x."),
         ([*RUN, "--policy-args", "speed"], "--policy-args takes name=value, got 'speed'."),
         ([*RUN, "--policy-args", "speed=1"], "Unknown argument of --policy-args 'speed'."),
@@ -54,7 +54,8 @@ TOY = ["run", "--policy", "fakes:Walker", "--suite", "fakes:suite", "--episodes"
         (["list", "tasks", "libero_lnog"], "Did you mean 'libero_long'"),
         (["show", "nowhere"], "nowhere"),
         (["show", "a", "b"], "one word too many: 'b'"),
-        (["show"], "Missing from vla-bench show"),
+        (["show"], "vla-bench show needs RUN"),
+        (["list"], "vla-bench list needs WHAT"),
     ],
 )
 def test_a_mistake_ends_in_one_sentence_and_64(

@@ -226,6 +226,15 @@ def test_a_worker_that_always_dies_leaves_its_episode_unjudged(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_simulator_that_never_works_stops_the_run(tmp_path: Path, workers: str) -> None:
+    settings = broken_config(tmp_path / "run", 999, "raise", workers=workers)
+    (tmp_path / "marker").write_text("any 0 999")
+    outcome = run(settings)
+    assert (outcome.judged, outcome.broken) == (0, 3)
+    assert "3 episodes in a row could not be judged, the last for RuntimeError: the toy fell" in outcome.failure
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize(
     ("how", "timeout", "said"), [("raise", None, "raised KeyError"), ("slow", 0.3, "longer than --timeout")]
 )

@@ -267,6 +267,8 @@ def _name_positionals(arguments: Sequence[str], names: Sequence[str], command: s
     words = [argument for argument in arguments if not argument.startswith("-")] if names else []
     if len(words) > len(names):
         raise UsageError(f"vla-bench {command} takes {' '.join(names).upper()}, got one word too many: {words[-1]!r}.")
+    if names and not words and not {"-h", "--help", f"--{names[0]}"} & set(arguments):
+        raise UsageError(f"vla-bench {command} needs {names[0].upper()}; see vla-bench {command} --help.")
     rest = [argument for argument in arguments if argument not in words]
     return [part for name, word in zip(names, words, strict=False) for part in (f"--{name}", word)] + rest
 

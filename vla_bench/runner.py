@@ -21,6 +21,7 @@ from vla_bench.store import RunInfo, RunStore, record_actions
 from vla_bench.types import Episode, EpisodeResult, Policy, Suite, Task
 
 MAX_ATTEMPTS = 3  # an episode that breaks simulator or harness three times stays unjudged
+MAX_BROKEN_IN_A_ROW = 3  # then it is not the episode: the run stops instead of trying all the others
 
 
 class Watcher(Protocol):
@@ -142,11 +143,15 @@ class _Ending(NamedTuple):
 
 def _consume(rollouts: Generator[Rollout], config: RunConfig, store: RunStore, watcher: Watcher) -> _Ending:
     """Store every rollout as it comes, until they end, the user interrupts or the policy fails."""
-    started = time.perf_counter()
+    started, in_a_row = time.perf_counter(), 0
     try:
         for rollout in rollouts:
             _keep(rollout, config, store)
             watcher.row(rollout.result)
+            in_a_row = in_a_row + 1 if rollout.result.success is None else 0
+            if in_a_row == MAX_BROKEN_IN_A_ROW:
+                last = f"{rollout.result.error}: {rollout.result.message}"
+                return _Ending(failure=f"{in_a_row} episodes in a row could not be judged, the last for {last}.")
     except KeyboardInterrupt:
         return _Ending(interrupted=True)
     except PolicyFailure as failure:
