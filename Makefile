@@ -17,8 +17,8 @@ $(VENV)/.installed: pyproject.toml scripts/setup.sh
 	touch $@
 
 demo: setup ## evaluate two policies on two suites and show the numbers
-	$(BIN)/vla-bench run --policy oracle --suite robosuite --task Lift --episodes $(DEMO_EPISODES) --out results/demo-oracle-lift
-	$(BIN)/vla-bench run --policy random --suite libero_10 --task 0 --task 1 --episodes 1 --out results/demo-random-libero_long
+	$(BIN)/vla-bench run --policy oracle --suite robosuite --task Lift --episodes $(DEMO_EPISODES) --overwrite --out results/demo-oracle-lift
+	$(BIN)/vla-bench run --policy random --suite libero_10 --task 0 --task 1 --episodes 1 --overwrite --out results/demo-random-libero_long
 	$(BIN)/vla-bench show results/demo-oracle-lift
 	$(BIN)/vla-bench show results/demo-random-libero_long
 

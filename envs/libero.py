@@ -88,8 +88,7 @@ def suite(name: str, fixture_seed: int = 0, settle_steps: int = 10, resolution: 
     cameras = tuple(Camera(camera, resolution, resolution) for camera in CAMERAS)
 
     def make_env(task: Task, wanted: Sequence[str]) -> LiberoEnv:
-        views = [camera for camera in cameras if camera.name in wanted]
-        return LiberoEnv(name, task, views, fixture_seed=fixture_seed, settle_steps=settle_steps)
+        return LiberoEnv(name, task, cameras, wanted, fixture_seed=fixture_seed, settle_steps=settle_steps)
 
     return Suite(
         name=name,
@@ -119,14 +118,21 @@ class LiberoEnv(RobosuiteEnv):
     """One LIBERO task; trial k starts from the k-th official initial state."""
 
     def __init__(
-        self, suite_name: str, task: Task, cameras: Sequence[Camera], fixture_seed: int, settle_steps: int
+        self,
+        suite_name: str,
+        task: Task,
+        cameras: Sequence[Camera],
+        wanted: Sequence[str],
+        *,
+        fixture_seed: int,
+        settle_steps: int,
     ) -> None:
         libero = import_libero()
         self._initial_states = initial_states(suite_name, task.name)
         with building(fixture_seed):
             raw = _first_reset(libero, bddl_file(suite_name, task.name), fixture_seed)
         release_loader_memory()
-        super().__init__(task, cameras, raw)
+        super().__init__(task, cameras, wanted, raw)
         _check_width(self._initial_states, raw, task.name)
         self._settle_steps = settle_steps
         self._origin = _Instant(raw)

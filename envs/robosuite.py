@@ -59,7 +59,7 @@ def suite(name: str = "robosuite", resolution: int = 256) -> Suite:
     cameras = tuple(Camera(camera, resolution, resolution) for camera in CAMERAS)
 
     def make_env(task: Task, wanted: Sequence[str]) -> StandardEnv:
-        return StandardEnv(task, [camera for camera in cameras if camera.name in wanted])
+        return StandardEnv(task, cameras, wanted)
 
     return Suite(
         name=name,
@@ -87,7 +87,7 @@ def make_gym_env(suite_name: str, task_name: str, render_mode: str | None = None
 class StandardEnv(RobosuiteEnv):
     """One of robosuite's registered environments; trial k of seed s has a scene drawn from (s, k)."""
 
-    def __init__(self, task: Task, cameras: Sequence[Camera]) -> None:
+    def __init__(self, task: Task, cameras: Sequence[Camera], wanted: Sequence[str]) -> None:
         robosuite = import_robosuite()
         with building(0):
             raw = robosuite.make(
@@ -100,7 +100,7 @@ class StandardEnv(RobosuiteEnv):
                 has_offscreen_renderer=True,
             )
         release_loader_memory()
-        super().__init__(task, cameras, raw)
+        super().__init__(task, cameras, wanted, raw)
 
     def _start(self, trial: int, seed: int) -> None:
         with building(scene_seed(seed, trial)):

@@ -25,7 +25,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from vla_bench.errors import MissingPackage, UsageError
 from vla_bench.geometry import axis_angle_from_quat
 from vla_bench.gl import use_backend
-from vla_bench.types import ActionSpec, Camera, Float32, Image, Observation, Task, Transition
+from vla_bench.types import ActionSpec, Camera, Float32, Frame, Image, Observation, Task, Transition
 
 Float64 = NDArray[np.float64]
 
@@ -111,6 +111,18 @@ class SampleClock:
         return late
 
 
+class Still(NamedTuple):
+    """What a picture of one instant needs."""
+
+    qpos: Float64
+    """(nq,) as the kinematics saw it: before the substep's integration."""
+    site_rgba: NDArray[np.float32]
+    """(nsite, 4): LIBERO's stove switches a site on when it burns."""
+
+    def copy(self) -> Still:
+        return Still(self.qpos.copy(), self.site_rgba.copy())
+
+
 class Sample:
     """The instant at which the sensors were last read: enough to say the state and to paint the pictures later."""
 
@@ -121,20 +133,19 @@ class Sample:
         self._site = robot.eef_site_id
         self._body = raw.sim.model.body_name2id(robot.robot_model.eef_name)
         self._fingers = robot._ref_gripper_joint_pos_indexes
-        self.qpos = np.empty(self._model.nq)  # as the kinematics saw it: before the substep's integration
-        self._site_rgba = np.empty_like(self._model.site_rgba)
+        self.still = Still(np.empty(self._model.nq), np.empty_like(self._model.site_rgba))
         self._eef_pos = np.empty(3)
         self._eef_quat_wxyz = np.empty(4)
         self._finger_pos = np.empty(2)
 
     def before_integration(self) -> None:
-        self.qpos[:] = self._data.qpos
+        self.still.qpos[:] = self._data.qpos
 
     def after_integration(self) -> None:
         self._eef_pos[:] = self._data.site_xpos[self._site]
         self._eef_quat_wxyz[:] = self._data.xquat[self._body]
         self._finger_pos[:] = self._data.qpos[self._fingers]
-        self._site_rgba[:] = self._model.site_rgba  # LIBERO's stove switches a site on when it burns
+        self.still.site_rgba[:] = self._model.site_rgba
 
     def take(self) -> None:
         """A forced sample of the state as it is now."""
@@ -146,23 +157,14 @@ class Sample:
         rotation = axis_angle_from_quat(self._eef_quat_wxyz[[1, 2, 3, 0]])
         return np.concatenate([self._eef_pos, rotation, self._finger_pos]).astype(np.float32)
 
-    @contextlib.contextmanager
-    def shown(self) -> Iterator[None]:
-        """The model's site colours as they were at the sample."""
-        now = self._model.site_rgba.copy()
-        self._model.site_rgba[:] = self._site_rgba
-        yield
-        self._model.site_rgba[:] = now
-
 
 class Cameras:
-    """Pictures of a `Sample`, equal to those of robosuite's own renderer."""
+    """Pictures of a `Still`, equal to those of robosuite's own renderer."""
 
     def __init__(self, model: Any, cameras: Sequence[Camera]) -> None:
         import mujoco
 
         self._mujoco = mujoco
-        self._cameras = cameras
         height, width = max(camera.height for camera in cameras), max(camera.width for camera in cameras)
         self._context = mujoco.GLContext(width, height)
         self._context.make_current()
@@ -182,17 +184,22 @@ class Cameras:
 
     def adopt(self, model: Any) -> bool:
         """Paint this model from now on, unless it needs other meshes, textures or shadows in the GL context."""
+        if model is self._model:
+            return True
         if not _same_resources(self._model, model):
             return False
         self._use(model)
         return True
 
-    def paint(self, sample: Sample) -> dict[str, Image]:
+    def paint(self, still: Still, cameras: Sequence[Camera]) -> dict[str, Image]:
         """Camera name to upright RGB uint8 (height, width, 3)."""
         self._context.make_current()
-        self._place(sample.qpos)
-        with sample.shown():
-            return {camera.name: self._picture(camera) for camera in self._cameras}
+        self._place(still.qpos)
+        now = self._model.site_rgba.copy()
+        self._model.site_rgba[:] = still.site_rgba
+        pictures = {camera.name: self._picture(camera) for camera in cameras}
+        self._model.site_rgba[:] = now
+        return pictures
 
     def _place(self, qpos: Float64) -> None:
         """The parts of `mj_fwdPosition` that a picture can show; contacts are not drawn."""
@@ -388,12 +395,17 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], Float32]):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012 Gymnasium's own convention
 
-    def __init__(self, task: Task, cameras: Sequence[Camera], raw: Any, render_mode: str | None = None) -> None:
+    def __init__(
+        self, task: Task, cameras: Sequence[Camera], wanted: Sequence[str], raw: Any, render_mode: str | None = None
+    ) -> None:
         self.task = task
         self.raw = raw
         self.render_mode = render_mode
         self.instruction = task.instructions[0]
-        self._cameras = tuple(cameras)
+        self._all_cameras = tuple(cameras)
+        self._cameras = tuple(camera for camera in cameras if camera.name in wanted)
+        self._record_every = 0
+        self._reel: list[tuple[int, Still]] = []
         self._painter: Cameras | None = None
         self._steps = 0
         self._last: Observation | None = None
@@ -411,6 +423,7 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], Float32]):
             raise UsageError(f"{self.task.name} has trials 0 to {self.task.trials - 1}, got {trial}.")
         self._steps = 0
         self._start(trial, seed)
+        self._reel = [(0, self._sample.still.copy())]
         return self._observe()
 
     def advance(self, actions: Float32) -> Transition:
@@ -420,7 +433,9 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], Float32]):
             self._loop.step(action)
             played += 1
             success = self._judge()
-            if success or self._steps + played >= self.task.max_steps:
+            over = success or self._steps + played >= self.task.max_steps
+            self._keep(self._steps + played, over)
+            if over:
                 break
         self._steps += played
         self._check_diverged()
@@ -436,6 +451,13 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], Float32]):
             physics_s=simulated - started,
             render_s=time.perf_counter() - simulated,
         )
+
+    def record(self, every: int) -> None:
+        self._record_every = every
+
+    def film(self) -> Iterator[Frame]:
+        for step, still in self._reel:
+            yield Frame(step, self._paint(still, self._all_cameras))
 
     def fingerprint(self) -> str:
         """16 hex digits of SHA-256 over geometry, masses, fixture poses and the integration state."""
@@ -500,16 +522,22 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], Float32]):
         for warning in self.raw.sim.data._data.warning:
             warning.number = 0
 
+    def _keep(self, step: int, over: bool) -> None:
+        """Note the instant if it belongs in the film: every few steps, and the last one."""
+        if self._record_every and (over or step % self._record_every == 0):
+            self._reel.append((step, self._sample.still.copy()))
+
     def _observe(self) -> Observation:
-        self._last = Observation(images=self._paint(), state=self._sample.state(), instruction=self.instruction)
+        images = self._paint(self._sample.still, self._cameras)
+        self._last = Observation(images=images, state=self._sample.state(), instruction=self.instruction)
         return self._last
 
-    def _paint(self) -> Mapping[str, Image]:
-        if not self._cameras:
+    def _paint(self, still: Still, cameras: Sequence[Camera]) -> Mapping[str, Image]:
+        if not cameras:
             return {}
         if self._painter is None:
-            self._painter = Cameras(self.raw.sim.model._model, self._cameras)
-        return self._painter.paint(self._sample)
+            self._painter = Cameras(self.raw.sim.model._model, self._all_cameras)
+        return self._painter.paint(still, cameras)
 
     def _check_diverged(self) -> None:
         import mujoco

@@ -6,7 +6,7 @@ import hashlib
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from vla_bench.types import (
     Camera,
     Env,
     Episode,
+    Frame,
     Observation,
     PolicySpec,
     Suite,
@@ -46,7 +47,7 @@ class ToyEnv:
         self.task, self.cameras, self.marker, self.break_with = task, cameras, marker, break_with
 
     def reset_trial(self, trial: int, seed: int) -> Observation:
-        self.trial, self.steps = trial, 0
+        self.trial, self.steps, self.reel = trial, 0, [0]
         self.position = np.random.default_rng([trial, seed, self.task.name == "east"]).normal(size=2)
         return self._observe()
 
@@ -55,6 +56,7 @@ class ToyEnv:
         for action in actions:
             self.position = self.position + action
             self.steps += 1
+            self.reel.append(self.steps)
             played += 1
             if self.steps == 3:
                 self._maybe_break()
@@ -81,6 +83,13 @@ class ToyEnv:
     def _observe(self) -> Observation:
         images = {name: np.full((4, 4, 3), self.trial, np.uint8) for name in self.cameras}
         return Observation(images, self.position.astype(np.float32), self.task.instructions[0])
+
+    def record(self, every: int) -> None:
+        self.every = every
+
+    def film(self) -> Iterator[Frame]:
+        for step in self.reel[:: self.every]:
+            yield Frame(step, {"eye": np.full((64, 64, 3), 9 * step, np.uint8)})
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self.position.tobytes()).hexdigest()[:16]

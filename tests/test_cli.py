@@ -102,7 +102,7 @@ def test_a_run_without_out_gets_the_same_directory_every_time(tmp_path: Path, mo
 def test_an_alias_names_the_same_run() -> None:
     assert ALIASES["libero_long"] == "libero_10"
     assert make_suite("libero_long").name == "libero_10"
-    assert RunConfig("zero", "libero_long").default_out() == RunConfig("zero", "libero_10").default_out()
+    assert RunConfig("zero", "libero_long").path() == RunConfig("zero", "libero_10").path()
 
 
 @pytest.mark.parametrize("what", [["suites"], ["policies"], *(["tasks", name] for name in SUITES)])

@@ -12,11 +12,12 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = (
     {"types", "errors"},
-    {"config", "geometry", "images", "registry", "chunking", "store", "provenance", "stats", "gl"},
+    {"config", "geometry", "registry", "chunking", "store", "provenance", "stats", "gl", "video", "published"}
+    | {f"stats_{topic}" for topic in ("anytime", "many", "paired", "planning", "tasks", "unpaired")},
     {"rollout", "tables", "gym"},
     {"inference", "pool", "runner", "plots"},
-    {"report", "leaderboard", "compare", "regression", "doctor"},
-    {"cli"},
+    {"report", "leaderboard", "compare", "regression", "duel", "doctor"},
+    {"cli", "pytest_plugin"},
     {"__init__", "__main__"},
 )
 """The engine, lowest first: a module imports from its own layer or a lower one, never in a circle."""

@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 import tyro
@@ -67,6 +68,8 @@ class RunConfig:
     """Delete what an earlier run left in the run directory and start again."""
     record_actions: str | None = None
     """Also write the executed actions to this file, for the policy replay."""
+    video: Literal["none", "failures", "all"] = "none"
+    """Film these episodes (MP4 and a strip of stills in the run directory); painted afterwards, numbers unchanged."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -101,14 +104,16 @@ class RunConfig:
 
     def plan(self) -> dict[str, object]:
         """The fields that only choose episodes and resources: they may change when a run is resumed."""
-        fields = ("task", "episodes", "first_trial", "workers", "batch_size", "timeout", "record_actions")
+        fields = ("task", "episodes", "first_trial", "workers", "batch_size", "timeout", "record_actions", "video")
         return {name: _plain(getattr(self, name)) for name in fields}
 
-    def default_out(self) -> str:
-        """A name that the same configuration always gets."""
+    def path(self) -> Path:
+        """The run directory: `out`, or a name that the same configuration always gets."""
+        if self.out is not None:
+            return Path(self.out)
         identity = self.identity()
         names = "_".join(str(identity[key]).replace(":", ".").replace("/", ".") for key in ("policy", "suite"))
-        return f"results/{names}_{digest(identity)[:6]}"
+        return Path("results") / f"{names}_{digest(identity)[:6]}"
 
 
 def describe(value: Chunking) -> dict[str, object]:

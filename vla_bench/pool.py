@@ -26,7 +26,7 @@ from vla_bench.chunking import Chunking
 from vla_bench.errors import PolicyFailure, UsageError
 from vla_bench.inference import LocalPolicy
 from vla_bench.registry import make_policy, make_suite
-from vla_bench.rollout import Actor, Answer, Rollout, Stage, attach, broken
+from vla_bench.rollout import Actor, Answer, Filming, Rollout, Stage, attach, broken
 from vla_bench.types import Episode, Observation
 
 
@@ -38,6 +38,7 @@ class WorkerSetup:
     suite_args: tuple[str, ...]
     cameras: tuple[str, ...]
     chunking: Chunking
+    filming: Filming
     slot: int
     privileged: tuple[str, str | None, tuple[str, ...], float | None] | None
     """Policy name, checkpoint, arguments and timeout of a policy that must run beside the simulator."""
@@ -96,10 +97,11 @@ def work(pipe: Connection, setup: WorkerSetup) -> None:
 def _open_stage(pipe: Connection, setup: WorkerSetup) -> Stage:
     suite = make_suite(setup.suite, setup.suite_args)
     if setup.privileged is None:
-        return Stage(suite, setup.cameras, Actor(PipePolicy(pipe, setup.slot), setup.chunking), None)
+        return Stage(suite, setup.cameras, Actor(PipePolicy(pipe, setup.slot), setup.chunking), None, setup.filming)
     name, checkpoint, arguments, timeout_s = setup.privileged
     policy = make_policy(name, suite, checkpoint, arguments)
-    return Stage(suite, setup.cameras, Actor(LocalPolicy(policy, timeout_s), setup.chunking), attach(policy))
+    actor = Actor(LocalPolicy(policy, timeout_s), setup.chunking)
+    return Stage(suite, setup.cameras, actor, attach(policy), setup.filming)
 
 
 class Worker:

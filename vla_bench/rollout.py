@@ -7,8 +7,9 @@ import hashlib
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -21,10 +22,12 @@ from vla_bench.types import (
     Float32,
     Inference,
     Observation,
+    Policy,
     Privileged,
     Suite,
     Transition,
 )
+from vla_bench.video import EVERY, FOLDER, Caption, chunk_starts, stem, write_film
 
 
 class Answer(NamedTuple):
@@ -204,17 +207,36 @@ def broken(episode: Episode, error: str, message: str) -> EpisodeResult:
     )
 
 
+@dataclass(frozen=True)
+class Filming:
+    """Which episodes are filmed, and where the films go."""
+
+    mode: Literal["none", "failures", "all"] = "none"
+    run: Path = Path()
+
+    def wants(self, result: EpisodeResult) -> bool:
+        return self.mode == "all" or (self.mode == "failures" and result.success is False)
+
+
 class Stage:
     """One process's built scene, kept between the trials of a task, and the actor on it.
 
     One scene at a time: a LIBERO scene holds about 1.3 GB, and building it again takes seconds.
     """
 
-    def __init__(self, suite: Suite, cameras: Sequence[str], actor: Actor, watch: Callable[[Env], None] | None) -> None:
+    def __init__(
+        self,
+        suite: Suite,
+        cameras: Sequence[str],
+        actor: Actor,
+        watch: Callable[[Env], None] | None = None,
+        filming: Filming = Filming(),
+    ) -> None:
         self._suite = suite
         self._cameras = cameras
         self._actor = actor
         self._watch = watch
+        self._filming = filming
         self._task = ""
         self._env: Env | None = None
 
@@ -226,7 +248,7 @@ class Stage:
         started = time.perf_counter()
         try:
             env = self._scene(episode.task)
-            return run_episode(env, self._actor, episode, self._suite.control_hz, started)
+            return self._filmed(env, run_episode(env, self._actor, episode, self._suite.control_hz, started))
         except (UsageError, PolicyFailure):
             raise
         except Exception as error:
@@ -234,10 +256,27 @@ class Stage:
             row = broken(episode, type(error).__name__, " ".join(str(error).split()))
             return Rollout(row, (), np.zeros((0, self._suite.action.dim), np.float32), traceback.format_exc())
 
+    def _filmed(self, env: Env, rollout: Rollout) -> Rollout:
+        """The rollout with its film, if it is one to be filmed; none of it counts in the episode's times."""
+        result = rollout.result
+        if not self._filming.wants(result):
+            return rollout
+        name = f"{FOLDER}/{stem(result.episode)}.mp4"
+        about = Caption(
+            instruction=" / ".join(self._suite.task(result.task).instructions),
+            success=bool(result.success),
+            steps=result.steps,
+            chunk_starts=chunk_starts([call.executed for call in rollout.inferences]),
+            control_hz=self._suite.control_hz,
+        )
+        write_film(self._filming.run / name, env.film(), about)
+        return rollout._replace(result=replace(result, video=name))
+
     def _scene(self, task: str) -> Env:
         if self._env is None or self._task != task:
             self.close()
             self._env = self._suite.make_env(self._suite.task(task), self._cameras)
+            self._env.record(0 if self._filming.mode == "none" else EVERY)
             self._task = task
         if self._watch is not None:
             self._watch(self._env)
@@ -250,6 +289,6 @@ class Stage:
             gc.collect()  # simulators hold cycles; the next scene must not come on top of this one
 
 
-def attach(policy: object) -> Callable[[Env], None] | None:
+def attach(policy: Policy) -> Callable[[Env], None] | None:
     """How a privileged policy gets to see each environment, None for the others."""
-    return policy.attach if isinstance(policy, Privileged) else None
+    return policy.attach if policy.spec.privileged and isinstance(policy, Privileged) else None

@@ -16,7 +16,7 @@ from vla_bench.inference import LocalPolicy, check_compatible
 from vla_bench.pool import Pool, WorkerSetup, worker_count
 from vla_bench.provenance import gather
 from vla_bench.registry import make_policy, make_suite
-from vla_bench.rollout import Actor, Rollout, Stage, attach
+from vla_bench.rollout import Actor, Filming, Rollout, Stage, attach
 from vla_bench.store import RunInfo, RunStore, record_actions
 from vla_bench.types import Episode, EpisodeResult, Policy, Suite, Task
 
@@ -126,7 +126,7 @@ def run(config: RunConfig, watcher: Watcher | None = None) -> Outcome:
         provenance=gather(),
         control_hz=suite.control_hz,
     )
-    with RunStore.open(config.out or config.default_out(), info, config.overwrite) as store:
+    with RunStore.open(config.path(), info, config.overwrite) as store:
         todo = [episode for episode in episodes if episode not in store.done()]
         watcher.start(store.path, len(episodes), store.rows(episodes), store.notes)
         rollouts = _serial(config, suite, policy, todo) if workers <= 1 else _pooled(config, policy, todo, workers)
@@ -176,7 +176,7 @@ def _serial(config: RunConfig, suite: Suite, policy: Policy, todo: Sequence[Epis
     """Simulator and policy in this process."""
     cameras = [camera.name for camera in policy.spec.cameras]
     actor = Actor(LocalPolicy(policy, config.timeout), config.make_chunking())
-    stage = Stage(suite, cameras, actor, attach(policy) if policy.spec.privileged else None)
+    stage = Stage(suite, cameras, actor, attach(policy), Filming(config.video, config.path()))
     try:
         for episode in todo:
             yield _attempted(stage, episode)
@@ -202,6 +202,7 @@ def _pooled(config: RunConfig, policy: Policy, todo: Sequence[Episode], workers:
             suite_args=config.suite_args,
             cameras=tuple(camera.name for camera in policy.spec.cameras),
             chunking=config.make_chunking(),
+            filming=Filming(config.video, config.path()),
             slot=slot,
             privileged=recipe if policy.spec.privileged else None,
         )

@@ -1,14 +1,21 @@
-"""Intervals and sample sizes: numbers in, numbers out. Nothing here touches disk or draws at random."""
+"""One success rate: intervals, bounds, percentiles. Numbers in, numbers out; nothing here draws at random.
+
+Two arms are compared in `stats_paired` (same episodes) and `stats_unpaired`, at any time in `stats_anytime`, over tasks
+in `stats_tasks`, among many policies in `stats_many`; `stats_planning` says beforehand how many episodes that takes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import sqrt
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+
+Alternative = Literal["two-sided", "less", "greater"]
+"""What a test looks for: any difference, A worse than B, or A better than B."""
 
 
 class Interval(NamedTuple):
@@ -23,15 +30,45 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
 
     Wilson 1927, JASA 22:209; equal to scipy's `binomtest(successes, n).proportion_ci(confidence, "wilson")`.
     """
-    if not 0 <= successes <= n:
-        raise ValueError(f"Successes must be between 0 and the number of trials, got {successes} of {n}.")
-    z = NormalDist().inv_cdf((1 + _fraction(confidence)) / 2)
+    counted(successes, n)
+    z = normal_quantile(confidence)
     if n == 0:
         return Interval(0.0, 1.0)
     rate, shrink = successes / n, 1 + z * z / n
     centre = (rate + z * z / (2 * n)) / shrink
     half = z / shrink * sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
     return Interval(centre - half if successes > 0 else 0.0, centre + half if successes < n else 1.0)
+
+
+def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    """The exact interval of a success rate: covers what it promises, mostly more; (0, 1) when nothing was tried.
+
+    Clopper & Pearson 1934, Biometrika 26:404, through quantiles of Beta(k, n - k + 1) and Beta(k + 1, n - k). Each end
+    alone holds with 1 - (1 - confidence) / 2, also at 0 and n successes: ask for 0.9 to get a 95 % bound on one side.
+    """
+    counted(successes, n)
+    tail = (1 - within_0_1("Confidence", confidence)) / 2
+    from scipy.stats import beta
+
+    low = float(beta.ppf(tail, successes, n - successes + 1)) if successes > 0 else 0.0
+    return Interval(low, float(beta.isf(tail, successes + 1, n - successes)) if successes < n else 1.0)
+
+
+def jeffreys(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    """The equal-tailed posterior interval of a success rate, prior Beta(1/2, 1/2); (0, 1) when nothing was tried.
+
+    Brown, Cai & DasGupta 2001, Statistical Science 16:101, without their modification at the edges: the interval of
+    0/n does not hold 0 itself, nor that of n/n 1.
+    """
+    return _posterior(successes, n, confidence, prior=0.5)
+
+
+def uniform_posterior(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    """The equal-tailed posterior interval of a success rate, prior Beta(1, 1); (0, 1) when nothing was tried.
+
+    What RoboLab and others print as a credible interval. It does not hold 0 for 0/n, nor 1 for n/n.
+    """
+    return _posterior(successes, n, confidence, prior=1.0)
 
 
 def bounds(successes: int, failures: int, broken: int) -> Interval:
@@ -56,7 +93,7 @@ def samples_needed(percentile: float, confidence: float = 0.99, over_limit: int 
     from scipy.stats import nbinom
 
     over = over_limit + 1
-    return over + int(nbinom.ppf(_fraction(confidence), over, 1 - percentile / 100))
+    return over + int(nbinom.ppf(within_0_1("Confidence", confidence), over, 1 - percentile / 100))
 
 
 def percentile(values: Sequence[float] | NDArray[np.floating[Any]], p: float) -> float | None:
@@ -68,7 +105,37 @@ def percentile(values: Sequence[float] | NDArray[np.floating[Any]], p: float) ->
     return float(np.percentile(values, p)) if len(values) >= needed else None
 
 
-def _fraction(confidence: float) -> float:
-    if not 0 < confidence < 1:
-        raise ValueError(f"Confidence must be above 0 and below 1, got {confidence}.")
-    return confidence
+def counted(successes: int, n: int) -> None:
+    """Raises ValueError unless 0 <= successes <= n."""
+    if not 0 <= successes <= n:
+        raise ValueError(f"Successes must be between 0 and the number of trials, got {successes} of {n}.")
+
+
+def known(alternative: Alternative) -> Alternative:
+    """That alternative. Raises ValueError for any other word."""
+    if alternative not in get_args(Alternative):
+        raise ValueError(f'The alternative must be "two-sided", "less" or "greater", got {alternative!r}.')
+    return alternative
+
+
+def within_0_1(name: str, value: float) -> float:
+    """The value. Raises ValueError unless 0 < value < 1; `name` opens the sentence."""
+    if not 0 < value < 1:
+        raise ValueError(f"{name} must be above 0 and below 1, got {value}.")
+    return value
+
+
+def normal_quantile(confidence: float) -> float:
+    """How many standard errors reach that far to both sides: 1.96 for 0.95."""
+    return NormalDist().inv_cdf((1 + within_0_1("Confidence", confidence)) / 2)
+
+
+def _posterior(successes: int, n: int, confidence: float, prior: float) -> Interval:
+    counted(successes, n)
+    tail = (1 - within_0_1("Confidence", confidence)) / 2
+    if n == 0:
+        return Interval(0.0, 1.0)
+    from scipy.stats import beta
+
+    a, b = successes + prior, n - successes + prior
+    return Interval(float(beta.ppf(tail, a, b)), float(beta.isf(tail, a, b)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -169,6 +169,15 @@ class Transition(NamedTuple):
     render_s: float
 
 
+class Frame(NamedTuple):
+    """One frame of an episode's film."""
+
+    step: int
+    """Control steps executed so far, settling excluded."""
+    images: Mapping[str, Image]
+    """All cameras of the suite."""
+
+
 @runtime_checkable
 class Env(Protocol):
     """A `gymnasium.Env` of one task that can also play a whole chunk and render once."""
@@ -178,6 +187,12 @@ class Env(Protocol):
 
     def advance(self, actions: Float32) -> Transition:
         """Play float32 (n, A) actions open loop, stopping early at success or at the step limit."""
+
+    def record(self, every: int) -> None:
+        """From the next reset on, keep what a film of every `every`-th control step needs; 0 keeps nothing."""
+
+    def film(self) -> Iterator[Frame]:
+        """Paint the film of the episode just played. The simulator is left as it is."""
 
     def fingerprint(self) -> str:
         """Hash of the scene (shapes, fixtures, masses) and the simulator's state as they are now."""

@@ -1,0 +1,138 @@
+"""Films of episodes: an MP4 with both cameras, and a strip of stills.
+
+Painting happens after the episode, from states the environment kept: nothing the policy sees or the simulator does can
+change, and an episode nobody wants to watch costs nothing.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vla_bench.errors import UsageError
+from vla_bench.types import Episode, Frame, Image
+
+if TYPE_CHECKING:
+    from PIL.ImageDraw import ImageDraw
+
+FOLDER = "videos"
+EVERY = 2  # control steps per frame: 10 frames a second at 20 Hz
+STRIP_STILLS = 8
+_BAND = 52  # pixels below the pictures: two lines of text and the timeline
+_INK, _PAPER, _DIM = (235, 235, 235), (24, 26, 30), (110, 115, 125)
+_GREEN, _RED, _BLUE = (72, 187, 120), (229, 83, 83), (99, 160, 255)
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What is written under the pictures of one episode."""
+
+    instruction: str
+    success: bool
+    steps: int
+    chunk_starts: Sequence[int]
+    """Control steps at which the policy was asked."""
+    control_hz: float
+
+
+def stem(episode: Episode) -> str:
+    """The name of the episode's files, without ending."""
+    perturbation = f"_{episode.perturbation}" if episode.perturbation else ""
+    return f"{episode.task}_trial{episode.trial}_seed{episode.seed}{perturbation}"
+
+
+def chunk_starts(executed: Sequence[int]) -> list[int]:
+    """The control steps at which the policy was asked, from the actions played per inference."""
+    return [0, *np.cumsum(executed)[:-1].tolist()] if executed else []
+
+
+def write_film(path: Path, frames: Iterable[Frame], about: Caption) -> None:
+    """Write the film to `path` (.mp4) and its strip of stills beside it (.png). Raises UsageError for a full disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    chosen = np.linspace(0, about.steps // EVERY, STRIP_STILLS).round().astype(int).tolist()
+    try:
+        pictures = enumerate(_encode(path, (compose(frame, about) for frame in frames), about.control_hz / EVERY))
+        stills = [picture for index, picture in pictures if index in chosen]
+        _save_strip(path.with_suffix(".png"), stills)
+    except OSError as error:
+        raise UsageError(
+            f"The film {path} could not be written ({error}); free some space, or --video none."
+        ) from error
+
+
+def compose(frame: Frame, about: Caption) -> Image:
+    """uint8 (H, W, 3): the cameras side by side, the caption below. H and W are even, as H.264 wants."""
+    from PIL import Image as Picture
+    from PIL import ImageDraw
+
+    height = max(image.shape[0] for image in frame.images.values())
+    width = max(320, sum(image.shape[1] for image in frame.images.values()))
+    canvas = Picture.new("RGB", (width + width % 2, height + height % 2 + _BAND), _PAPER)
+    left = 0
+    for image in frame.images.values():
+        canvas.paste(Picture.fromarray(image), (left, 0))
+        left += image.shape[1]
+    _write(ImageDraw.Draw(canvas), frame.step, about, canvas.width, canvas.height - _BAND)
+    return np.asarray(canvas)
+
+
+def _write(draw: ImageDraw, step: int, about: Caption, width: int, top: int) -> None:
+    from PIL import ImageFont
+
+    font = ImageFont.load_default(13)
+    over = step >= about.steps
+    verdict, colour = ("success", _GREEN) if about.success else ("failure", _RED)
+    lines = textwrap.wrap(about.instruction, width=max(20, width // 7)) or [""]
+    draw.text((8, top + 4), lines[0] + (" ..." if len(lines) > 1 else ""), _INK, font)
+    said = f"step {step}/{about.steps}   {step / about.control_hz:.1f} s"
+    draw.text((8, top + 22), said, _DIM, font)
+    if over:
+        draw.text((width - 60, top + 22), verdict, colour, font)
+    _timeline(draw, step, about, width, top + _BAND - 9)
+
+
+def _timeline(draw: ImageDraw, step: int, about: Caption, width: int, y: int) -> None:
+    """A bar that fills with the episode; a tick wherever the policy was asked."""
+    left, right = 8, width - 8
+
+    def x(at: int) -> float:
+        return left + (right - left) * at / max(1, about.steps)
+
+    draw.rectangle((left, y, right, y + 3), fill=(60, 64, 72))
+    draw.rectangle((left, y, x(min(step, about.steps)), y + 3), fill=_BLUE)
+    if len(about.chunk_starts) <= (right - left) / 3:  # closer ticks would only be a grey band
+        for start in about.chunk_starts:
+            draw.line((x(start), y - 3, x(start), y + 5), fill=_INK)
+
+
+def _encode(path: Path, frames: Iterator[Image], fps: float) -> Iterator[Image]:
+    """Every frame, once it is in the film."""
+    import imageio_ffmpeg  # type: ignore[import-untyped]
+
+    writer = None
+    try:
+        for frame in frames:
+            if writer is None:
+                size = (frame.shape[1], frame.shape[0])
+                writer = imageio_ffmpeg.write_frames(
+                    str(path), size, fps=fps, quality=6, macro_block_size=2, ffmpeg_log_level="quiet"
+                )
+                writer.send(None)
+            writer.send(np.ascontiguousarray(frame))
+            yield frame
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _save_strip(path: Path, stills: Sequence[Image]) -> None:
+    """The stills side by side, half their size."""
+    from PIL import Image as Picture
+
+    strip = Picture.fromarray(np.concatenate(stills, axis=1))
+    strip.resize((strip.width // 2, strip.height // 2)).save(path)
