@@ -22,7 +22,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -38,7 +38,7 @@ from vla_bench.inference import LocalPolicy
 from vla_bench.pool import Pool, WorkerSetup
 from vla_bench.provenance import gather
 from vla_bench.registry import make_suite
-from vla_bench.rollout import Actor, run_episode
+from vla_bench.rollout import Actor, Filming, Rollout, Stage
 from vla_bench.store import RunInfo, RunStore
 from vla_bench.types import ActionChunk, Env, Episode, Float32, Observation, PolicySpec, Suite, Task, Transition
 
@@ -246,31 +246,6 @@ def in_turn(sides: tuple[Side, Side], chunk: int, blocks: int, steps: int) -> tu
 # The engine, with a policy that looks at everything and does nothing
 
 
-class Excluded:
-    """CPU seconds of this process that went into certain methods, those they call included."""
-
-    def __init__(self) -> None:
-        self.cpu = 0.0
-        self._inside = False
-
-    def wrap(self, owner: Any, *names: str) -> None:
-        for name in names:
-            setattr(owner, name, self._timed(getattr(owner, name)))
-
-    def _timed(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*arguments: Any) -> Any:
-            if self._inside:
-                return method(*arguments)
-            started, self._inside = now(), True
-            try:
-                return method(*arguments)
-            finally:
-                self._inside = False
-                self.cpu += since(started).cpu
-
-        return timed
-
-
 class Watching:
     """The zero policy, but it reads both cameras, and notes who asked."""
 
@@ -288,51 +263,49 @@ class Watching:
         return [ActionChunk(np.tile(self._still, (self.chunk, 1))) for _ in observations]
 
 
-def short(name: str, log: str) -> Suite:
-    """Task 0 alone in short episodes: a suite by import path, for the pool's workers. They write to `log`."""
-    del name
-    suite = make_suite(SUITE)
+class Metered:
+    """An environment that notes, at every reset, the CPU time its process has spent outside of it, and its calls."""
 
-    def make_env(task: Task, cameras: Sequence[str]) -> Env:
-        from vla_bench.envs import libero, robosuite_core
+    def __init__(self, env: Any, log: Path) -> None:
+        self._env, self._log = env, log
+        self._inside, self._calls = 0.0, 0
 
-        excluded = Excluded()
-        excluded.wrap(robosuite_core.ControlLoop, "step")
-        excluded.wrap(robosuite_core.Cameras, "paint")
-        excluded.wrap(libero.LiberoEnv, "_judge", "reset_trial")
-        return Logged(suite.make_env(task, cameras), excluded, Path(log))
-
-    return replace(suite, tasks=(replace(suite.tasks[0], max_steps=EPISODE_STEPS),), make_env=make_env)
-
-
-class Logged:
-    """An environment that notes at every reset what CPU time its process has spent on all else, and for how many calls."""
-
-    def __init__(self, env: Any, excluded: Excluded, log: Path) -> None:
-        self._env, self._excluded, self._log = env, excluded, log
-        self._calls = 0
-        self.fingerprint, self.close = env.fingerprint, env.close
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._env, name)
 
     def reset_trial(self, trial: int, seed: int) -> Observation:
-        spent = [os.getpid(), time.process_time() - self._excluded.cpu, self._calls]
         with self._log.open("a") as log:
-            log.write(json.dumps(spent) + "\n")
+            log.write(json.dumps([os.getpid(), time.process_time() - self._inside, self._calls]) + "\n")
+        started = now()
         observation: Observation = self._env.reset_trial(trial, seed)
+        self._inside += since(started).cpu
         return observation
 
     def advance(self, actions: Float32) -> Transition:
-        self._calls += 1
+        started = now()
         after: Transition = self._env.advance(actions)
+        self._inside += since(started).cpu
+        self._calls += 1
         return after
 
 
-def engine_ms(log: Path) -> float:
-    """CPU ms per call of `advance` that simulator, renderer and set-up did not take: loop, checks, bookkeeping, hashes,
-    rows on disk or a worker's end of the transport."""
+def outside_ms(log: Path) -> float:
+    """CPU ms per call of `advance` that `Metered` environments did not take, from first to last reset."""
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     spans = [[line[1:] for line in lines if line[0] == pid] for pid in {line[0] for line in lines}]
     cpu, calls = np.sum([np.subtract(span[-1], span[0]) for span in spans], axis=0)
     return 1e3 * float(cpu / calls)
+
+
+def short(name: str, log: str) -> Suite:
+    """Task 0 alone in short, metered episodes: a suite by import path, so that the pool's workers find it."""
+    del name
+    suite = make_suite(SUITE)
+
+    def make_env(task: Task, cameras: Sequence[str]) -> Env:
+        return Metered(suite.make_env(task, cameras), Path(log))
+
+    return replace(suite, tasks=(replace(suite.tasks[0], max_steps=EPISODE_STEPS),), make_env=make_env)
 
 
 class Serial:
@@ -341,24 +314,20 @@ class Serial:
     def __init__(self, folder: Path) -> None:
         self.log = folder / "log"
         suite = short(SUITE, str(self.log))
-        self._task = suite.tasks[0]
         self.policy = Watching(suite)
-        self._env = suite.make_env(self._task, CAMERAS)
-        self._actor = Actor(LocalPolicy(self.policy), RecedingHorizon())
-        self._store = open_store(folder / "run", suite)
-        self._trials = itertools.cycle(range(self._task.trials))
+        self._stage = Stage(suite, CAMERAS, Actor(LocalPolicy(self.policy), RecedingHorizon()))
+        self._store = open_store(folder / "run")
+        self._episodes = episodes_of(suite)
 
     def play(self, episodes: int) -> Cost:
         started = now()
-        for trial in itertools.islice(self._trials, episodes):
-            episode = Episode(SUITE, self._task.name, trial, 0)
-            rollout = run_episode(self._env, self._actor, episode, 20.0, time.perf_counter())
-            self._store.append(rollout.result, rollout.inferences)
+        for episode in itertools.islice(self._episodes, episodes):
+            keep(self._store, self._stage.play(episode))
         return since(started)
 
     def close(self) -> None:
         self._store.close()
-        self._env.close()
+        self._stage.close()
 
 
 class Pooled:
@@ -368,12 +337,21 @@ class Pooled:
         self.log = folder / "log"
         suite = short(SUITE, str(self.log))
         self.policy = Watching(suite)
-        log = (f"log={self.log}",)
-        setups = [WorkerSetup("step_rate:short", log, CAMERAS, RecedingHorizon(), slot, None) for slot in (0, 1)]
-        episodes = [Episode(SUITE, suite.tasks[0].name, trial, 0) for trial in range(suite.tasks[0].trials)]
+        setups = [
+            WorkerSetup(
+                suite="step_rate:short",
+                suite_args=(f"log={self.log}",),
+                cameras=CAMERAS,
+                chunking=RecedingHorizon(),
+                filming=Filming(),
+                slot=slot,
+                privileged=None,
+            )
+            for slot in range(2)
+        ]
         self._pool = Pool(setups, LocalPolicy(self.policy), batch_size=2, max_attempts=1)
-        self._rollouts = self._pool.rollouts(episodes)
-        self._store = open_store(folder / "run", suite)
+        self._rollouts = self._pool.rollouts(list(itertools.islice(episodes_of(suite), 1000)))
+        self._store = open_store(folder / "run")
         while len(set(self.policy.asked)) < 2:  # until both scenes are built
             self.play(1)
 
@@ -381,12 +359,9 @@ class Pooled:
         """Until that many are over and all workers wait: whatever was begun is in the time."""
         started = now()
         for rollout in itertools.islice(self._rollouts, episodes):
-            if rollout.result.success is None:
-                raise SystemExit(f"An episode broke: {rollout.result.error}: {rollout.result.message}")
-            self._store.append(rollout.result, rollout.inferences)
-            over = rollout.result.episode
+            keep(self._store, rollout)
         for worker in self._pool._workers:
-            if worker.episode != over:
+            if worker.episode != rollout.result.episode:
                 worker.pipe.poll(None)
         return since(started)
 
@@ -395,8 +370,20 @@ class Pooled:
         self._store.close()
 
 
-def open_store(path: Path, suite: Suite) -> RunStore:
-    return RunStore.open(path, RunInfo({}, {}, {}, "", {}, suite.control_hz))
+def episodes_of(suite: Suite) -> Iterator[Episode]:
+    """All trials of the first task, again and again with other seeds."""
+    task = suite.tasks[0]
+    return (Episode(suite.name, task.name, trial, seed) for seed in itertools.count() for trial in range(task.trials))
+
+
+def open_store(path: Path) -> RunStore:
+    return RunStore.open(path, RunInfo({}, {}, {}, "", {}, control_hz=20.0))
+
+
+def keep(store: RunStore, rollout: Rollout) -> None:
+    if rollout.result.success is None:
+        raise SystemExit(f"An episode broke: {rollout.result.error}: {rollout.result.message}")
+    store.append(rollout.result, rollout.inferences)
 
 
 # What is measured
@@ -409,7 +396,7 @@ def measure(effort: Effort) -> Iterator[Row]:
         yield from memory(sides[1], effort.memory_trials)
     with both_sides(()) as sides:
         costs = in_turn(sides, 20, effort.control_blocks, 20)
-        yield from versus("step, no cameras: physics, controller, observables", costs, 1 / 0.65)
+        yield from versus("step, no cameras: physics and control", costs, 1 / 0.65)
     yield from engine(effort)
 
 
@@ -452,12 +439,12 @@ def engine(effort: Effort) -> Iterator[Row]:
     gl.use_backend()
     with tempfile.TemporaryDirectory() as one, contextlib.closing(Serial(Path(one))) as serial:
         serial.play(1 + effort.engine_episodes)
-        yield engine_row("one process", engine_ms(serial.log))
+        yield engine_row("one process", outside_ms(serial.log))
         with tempfile.TemporaryDirectory() as two, contextlib.closing(Pooled(Path(two))) as pooled:
             asked = len(pooled.policy.asked)
             cpu = pooled.play(2 * effort.engine_episodes).cpu
             yield engine_row("two workers: main process", 1e3 * cpu / (len(pooled.policy.asked) - asked))
-            yield engine_row("two workers: a worker", engine_ms(pooled.log))
+            yield engine_row("two workers: a worker", outside_ms(pooled.log))
             yield second_worker(serial, pooled, effort.worker_blocks)
 
 
@@ -473,15 +460,8 @@ def second_worker(serial: Serial, pooled: Pooled, blocks: int) -> Row:
     one, two = map(median, zip(*costs, strict=True))
     rates = 60 * 2 / one.wall, 60 * 4 / two.wall
     ratio = rates[1] / rates[0]
-    return Row(
-        f"{EPISODE_STEPS}-step episodes, chunk 10: 1 and 2 workers",
-        "per minute",
-        rates[1],
-        rates[0],
-        "1.3x",
-        ratio >= 1.3,
-        ratio,
-    )
+    what = f"{EPISODE_STEPS}-step episodes at chunk 10: one worker, two"
+    return Row(what, "a minute", rates[1], rates[0], "1.3x", ratio >= 1.3, ratio)
 
 
 # What is printed

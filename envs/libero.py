@@ -319,6 +319,7 @@ def provenance(suite_name: str) -> dict[str, str]:
         "libero": f"{package} {metadata.version(package)}",
         "robosuite": version("robosuite"),
         "mujoco": version("mujoco"),
+        "scipy": version("scipy"),  # its BLAS computes the controller's torques, through numba: 1.18 differs from 1.17
         "initial_states": digest.hexdigest()[:16],
         "renderer": use_backend(),
     }

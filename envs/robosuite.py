@@ -113,4 +113,9 @@ class StandardEnv(RobosuiteEnv):
 
 def provenance() -> dict[str, str]:
     """Versions of what decides the physics and the pictures. Raises MissingPackage."""
-    return {"robosuite": version("robosuite"), "mujoco": version("mujoco"), "renderer": use_backend()}
+    return {
+        "robosuite": version("robosuite"),
+        "mujoco": version("mujoco"),
+        "scipy": version("scipy"),  # its BLAS computes the controller's torques, through numba: 1.18 differs from 1.17
+        "renderer": use_backend(),
+    }

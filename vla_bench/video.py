@@ -60,8 +60,9 @@ def write_film(path: Path, frames: Iterable[Frame], about: Caption) -> None:
         stills = [picture for index, picture in pictures if index in chosen]
         _save_strip(path.with_suffix(".png"), stills)
     except OSError as error:
+        reason = str(error).splitlines()[0]  # ffmpeg's whole command follows
         raise UsageError(
-            f"The film {path} could not be written ({error}); free some space, or --video none."
+            f"The film {path} could not be written ({reason}); free some space, or --video none."
         ) from error
 
 
