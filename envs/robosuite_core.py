@@ -23,6 +23,7 @@ import ctypes
 import hashlib
 import logging
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
@@ -54,7 +55,7 @@ _MAX_GEOMS = 1000
 
 
 class SimulationDiverged(RuntimeError):
-    """Raised when MuJoCo found NaN, Inf or huge values in the state; the episode cannot be judged."""
+    """Raised when MuJoCo found NaN, Inf or huge values in state or controls; the episode cannot be judged."""
 
 
 def import_robosuite() -> Any:
@@ -170,6 +171,7 @@ class Cameras:
         self._context.make_current()
         model.vis.global_.offwidth, model.vis.global_.offheight = width, height
         self._renderer = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
+        self._free = weakref.finalize(self, _free, self._context, self._renderer)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._renderer)
         self._use(model)
         self._options = mujoco.MjvOption()
@@ -224,9 +226,14 @@ class Cameras:
         return np.ascontiguousarray(picture[::-1])  # OpenGL's row 0 is the bottom
 
     def close(self) -> None:
-        self._context.make_current()
-        self._renderer.free()
-        self._context.free()
+        self._free()
+
+
+def _free(context: Any, renderer: Any) -> None:
+    """Without its own context current, `MjrContext` frees the textures of whichever other one is."""
+    context.make_current()
+    renderer.free()
+    context.free()
 
 
 def _same_resources(a: Any, b: Any) -> bool:
@@ -427,6 +434,8 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], Float32]):
         return self._observe()
 
     def advance(self, actions: Float32) -> Transition:
+        if np.ndim(actions) != 2 or np.shape(actions)[1] != ACTION.dim:
+            raise UsageError(f"{self.task.name} takes actions of shape (n, {ACTION.dim}), got {np.shape(actions)}.")
         started = time.perf_counter()
         played, success = 0, False
         for action in np.asarray(actions, dtype=np.float64):
@@ -491,8 +500,6 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], Float32]):
         return _as_dict(observation), {"trial": trial, "success": False}
 
     def step(self, action: Float32) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        if np.shape(action) != (ACTION.dim,):
-            raise UsageError(f"{self.task.name} takes actions of shape ({ACTION.dim},), got {np.shape(action)}.")
         after = self.advance(np.asarray(action)[None])
         info = {"success": after.success, "steps": self._steps}
         return _as_dict(after.observation), float(after.success), after.success, after.truncated, info
@@ -547,6 +554,7 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], Float32]):
             mujoco.mjtWarning.mjWARN_BADQPOS,
             mujoco.mjtWarning.mjWARN_BADQVEL,
             mujoco.mjtWarning.mjWARN_BADQACC,
+            mujoco.mjtWarning.mjWARN_BADCTRL,  # a NaN action: MuJoCo would switch every motor off and go on
         ):
             if warnings[kind].number:
                 raise SimulationDiverged(

@@ -38,11 +38,11 @@ def _play_upstream(wish: dict[str, Any], out: Path) -> None:
     """Everything upstream says about one episode: arrays with one row for the start and one per action."""
     actions = np.array(wish["actions"], dtype=np.float64)
     start = _start_robosuite if wish["suite"] == "robosuite" else _start_libero
-    shutter = Shutter()
+    shutter = Shutter(wish["pictures"])
     env, raw, observation = start(wish, shutter)
     rows = [_row(raw, observation)]
     for step, action in enumerate(actions, start=1):
-        shutter.open = step in wish["pictures"]
+        shutter.open_at(step)
         observation, *_ = env.step(action)
         rows.append(_row(raw, observation))
     scene = {"body_pos": raw.sim.model.body_pos, "body_quat": raw.sim.model.body_quat}
@@ -51,14 +51,18 @@ def _play_upstream(wish: dict[str, Any], out: Path) -> None:
 
 
 class Shutter:
-    """Upstream's `sim.render` in this process: black while closed."""
+    """Upstream's `sim.render` in this process: black while closed. Without `pictures` it stays open."""
 
-    def __init__(self) -> None:
+    def __init__(self, pictures: list[int] | None) -> None:
         from robosuite.utils.binding_utils import MjSim
 
-        self.open = False
+        self._pictures = pictures
+        self._open = pictures is None
         render = MjSim.render
-        MjSim.render = lambda *args, **sizes: render(*args, **sizes) if self.open else _black(**sizes)
+        MjSim.render = lambda *args, **sizes: render(*args, **sizes) if self._open else _black(**sizes)
+
+    def open_at(self, step: int) -> None:
+        self._open = self._pictures is None or step in self._pictures
 
 
 def _black(width: int, height: int, **others: Any) -> NDArray[np.uint8]:
@@ -78,9 +82,10 @@ def _start_libero(wish: dict[str, Any], shutter: Shutter) -> tuple[Any, Any, Any
     env.seed(wish["seed"])
     env.reset()
     observation = env.set_init_state(suite.get_task_init_states(number)[wish["trial"]])
-    for step in range(10):
-        shutter.open = 0 in wish["pictures"] and (step == 9 or wish["pictures"][:10] == list(range(10)))
-        observation, *_ = env.step(SETTLE_ACTION)
+    for _ in range(9):
+        env.step(SETTLE_ACTION)
+    shutter.open_at(0)
+    observation, *_ = env.step(SETTLE_ACTION)
     return env, env.env, observation
 
 
@@ -98,6 +103,7 @@ def _start_robosuite(wish: dict[str, Any], shutter: Shutter) -> tuple[Any, Any, 
         camera_widths=256,
     )
     np.random.seed(wish["seed"])  # noqa: NPY002 robosuite draws from the global stream
+    shutter.open_at(0)
     return env, env, env.reset()
 
 
@@ -174,8 +180,7 @@ def test_every_suite_with_an_upstream_is_compared() -> None:
 @pytest.mark.parametrize("case", RANDOM, ids=lambda case: f"{case.suite}-{case.task}-{case.trial}")
 def test_random_actions_do_what_they_do_upstream(case: Case, tmp_path: Path) -> None:
     actions = np.random.default_rng(case.trial).uniform(-1, 1, (STEPS, 7)).astype(np.float32)
-    asked = ALL if case.all_pictures else SOME
-    with upstream(case, actions, asked, tmp_path) as answer, ours(case) as env:
+    with upstream(case, actions, None if case.all_pictures else SOME, tmp_path) as answer, ours(case) as env:
         single = played(env, case, actions, [1] * STEPS, SOME)
         chunked = played(env, case, actions, [10] * (STEPS // 10), SOME)
         theirs = answer.result()
@@ -276,11 +281,11 @@ def _our_row(env: Any, step: int, observation: Any, success: bool) -> Row:
 
 
 @contextmanager
-def upstream(case: Case, actions: Actions, pictures: Collection[int], folder: Path) -> Iterator[Any]:
-    """A future with upstream's arrays; its process runs beside the block."""
+def upstream(case: Case, actions: Actions, pictures: Collection[int] | None, folder: Path) -> Iterator[Any]:
+    """A future with upstream's arrays, with pictures after those steps or after all; it runs beside the block."""
     seed = core.scene_seed(0, case.trial) if case.suite == "robosuite" else case.fixture_seed
     wish = {"suite": case.suite, "task": case.name, "trial": case.trial, "seed": seed, "actions": actions.tolist()}
-    wish["pictures"] = sorted(pictures)
+    wish["pictures"] = None if pictures is None else sorted(pictures)
     with ThreadPoolExecutor(1) as pool:
         yield pool.submit(_ask_child, wish, folder / "upstream.npz")
 

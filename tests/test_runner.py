@@ -19,6 +19,7 @@ from vla_bench.config import RunConfig
 from vla_bench.errors import UsageError
 from vla_bench.runner import Outcome, plan, run, select_tasks
 from vla_bench.store import read_actions, read_episodes, read_inferences, read_info
+from vla_bench.tables import load_summary
 from vla_bench.types import EpisodeResult
 
 TESTS = Path(__file__).parent
@@ -138,6 +139,12 @@ def test_recorded_actions_replay_to_the_same_end(tmp_path: Path) -> None:
     ]
     assert ends[0] == ends[1]
     assert {episode.trial for episode in read_actions(tmp_path / "actions.jsonl")} == {0, 1, 2}
+
+
+def test_tables_list_tasks_in_the_suites_order_whatever_finished_first(tmp_path: Path) -> None:
+    run(config(tmp_path / "run", task=("farther",)))
+    run(config(tmp_path / "run", workers="2"))
+    assert [row.task for row in load_summary(tmp_path / "run").tasks] == ["east", "farther"]
 
 
 # Resuming

@@ -1,10 +1,20 @@
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from scipy.stats import binom, binomtest
 
-from vla_bench.stats import bounds, percentile, samples_needed, wilson
+from vla_bench.stats import (
+    Interval,
+    bounds,
+    clopper_pearson,
+    jeffreys,
+    percentile,
+    samples_needed,
+    uniform_posterior,
+    wilson,
+)
 
 # facts/field.md 2b: recomputed with scipy 1.17.1 and statsmodels; the last two from Newcombe 1998, table I.
 WILSON = [
@@ -25,6 +35,32 @@ WILSON = [
     (81, 263, 0.25529, 0.36621),
     (15, 148, 0.06239, 0.16049),
 ]
+
+# facts/field.md 2b and 2e (the last two: entries that RoboLab's document has wrong); 5 digits, or 3 where it gives 3.
+OTHER = [
+    (clopper_pearson, (0, 10, 0.95), (0.0, 0.30850), 5e-6),
+    (clopper_pearson, (0, 20, 0.95), (0.0, 0.16843), 5e-6),
+    (clopper_pearson, (0, 20, 0.90), (0.0, 0.13911), 5e-6),  # one-sided 95 %
+    (clopper_pearson, (6, 10, 0.95), (0.26238, 0.87845), 5e-6),
+    (clopper_pearson, (81, 263, 0.95), (0.25274, 0.36762), 5e-6),
+    (clopper_pearson, (15, 148, 0.95), (0.05784, 0.16165), 5e-6),
+    (jeffreys, (0, 10, 0.95), (0.00005, 0.21720), 5e-6),
+    (uniform_posterior, (6, 10, 0.95), (0.30790, 0.83251), 5e-6),
+    (uniform_posterior, (60, 100, 0.95), (0.50174, 0.69069), 5e-6),
+    (uniform_posterior, (60, 100, 0.95), (0.502, 0.691), 5e-4),
+    (uniform_posterior, (6, 20, 0.95), (0.146, 0.522), 5e-4),
+]
+
+# statsmodels 0.15.0, proportion_confint(k, n, 1 - confidence, "jeffreys")
+JEFFREYS = [
+    (0, 1, 0.95, 0.0003855809807559016, 0.8532536836904248),
+    (1, 1, 0.95, 0.14674631630957521, 0.9996144190192441),
+    (3, 7, 0.90, 0.1746068190968694, 0.7191819409330789),
+    (499, 500, 0.99, 0.9872375513526093, 0.9999282449059276),
+]
+
+INTERVALS = [wilson, clopper_pearson, jeffreys, uniform_posterior]
+IntervalOf = Callable[[int, int, float], Interval]
 
 # facts/field.md 4: MLPerf's rule; 459 and 662 are confirmed by mlcommons/endpoints pull request 417.
 SAMPLES = {
@@ -48,11 +84,58 @@ def test_wilson_equals_scipy(n: int, confidence: float) -> None:
         assert wilson(successes, n, confidence) == pytest.approx((theirs.low, theirs.high), rel=1e-12, abs=1e-12)
 
 
+@pytest.mark.parametrize(("interval", "question", "ends", "digits"), OTHER)
+def test_exact_and_posterior_intervals_give_the_published_numbers(
+    interval: IntervalOf, question: tuple[int, int, float], ends: tuple[float, float], digits: float
+) -> None:
+    assert interval(*question) == pytest.approx(ends, abs=digits)
+
+
+@pytest.mark.parametrize(("successes", "n", "confidence", "low", "high"), JEFFREYS)
+def test_jeffreys_equals_statsmodels(successes: int, n: int, confidence: float, low: float, high: float) -> None:
+    assert jeffreys(successes, n, confidence) == pytest.approx((low, high), rel=1e-10)
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
+@pytest.mark.parametrize("n", [1, 2, 10, 500])
+def test_clopper_pearson_equals_scipy(n: int, confidence: float) -> None:
+    for successes in {0, 1, n // 2, n - 1, n}:
+        theirs = binomtest(successes, n).proportion_ci(confidence, method="exact")
+        assert clopper_pearson(successes, n, confidence) == pytest.approx((theirs.low, theirs.high), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("n", [1, 5, 20])
+@pytest.mark.parametrize("rate", [0.05, 0.5, 0.83])
+def test_clopper_pearson_covers_at_least_what_it_promises(n: int, rate: float) -> None:
+    covering = [k for k in range(n + 1) if clopper_pearson(k, n).low <= rate <= clopper_pearson(k, n).high]
+    assert sum(binom.pmf(covering, n, rate)) >= 0.95
+
+
+@pytest.mark.parametrize("interval", INTERVALS)
+def test_every_interval_of_nothing_is_everything_and_mirrors(interval: IntervalOf) -> None:
+    assert interval(0, 0, 0.95) == (0.0, 1.0)
+    for successes, n in [(0, 1), (0, 10), (3, 10), (7, 500)]:
+        low, high = interval(successes, n, 0.95)
+        assert 0 <= low < high < 1
+        assert interval(n - successes, n, 0.95) == pytest.approx((1 - high, 1 - low), abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 3, 20, 500, 10**6])
+def test_clopper_pearson_of_a_clean_sweep_ends_exactly_at_the_edge(n: int) -> None:
+    assert clopper_pearson(0, n).low == 0.0
+    assert clopper_pearson(n, n).high == 1.0
+
+
 @pytest.mark.parametrize("n", [1, 3, 20, 500, 10**6])
 def test_wilson_of_a_clean_sweep_ends_exactly_at_the_edge(n: int) -> None:
     assert wilson(0, n).low == 0.0
     assert wilson(n, n).high == 1.0
     assert 0 < wilson(1, n).low <= wilson(1, n).high <= 1
+
+
+def test_five_hundred_episodes_at_97_percent_span_plus_minus_1_5_points() -> None:
+    low, high = wilson(485, 500)  # facts/field.md 2d
+    assert (high - low) / 2 == pytest.approx(0.015, abs=5e-4)
 
 
 def test_wilson_mirrors_when_successes_and_failures_swap() -> None:
@@ -64,12 +147,15 @@ def test_wilson_of_nothing_is_everything() -> None:
     assert wilson(0, 0) == (0.0, 1.0)
 
 
+@pytest.mark.parametrize("interval", INTERVALS)
 @pytest.mark.parametrize(
     ("successes", "n", "confidence"), [(-1, 5, 0.9), (6, 5, 0.9), (0, -1, 0.9), (1, 2, 0), (1, 2, 1)]
 )
-def test_wilson_refuses_what_is_no_count_or_no_confidence(successes: int, n: int, confidence: float) -> None:
+def test_intervals_refuse_what_is_no_count_or_no_confidence(
+    interval: IntervalOf, successes: int, n: int, confidence: float
+) -> None:
     with pytest.raises(ValueError, match="must be"):
-        wilson(successes, n, confidence)
+        interval(successes, n, confidence)
 
 
 def test_bounds_count_the_broken_as_failures_and_as_successes() -> None:

@@ -6,6 +6,9 @@ import difflib
 from collections.abc import Iterable
 
 EXIT_DONE = 0
+EXIT_REGRESSION = 1
+EXIT_UNDECIDED = 2
+EXIT_NOT_COMPARABLE = 3
 EXIT_BROKEN = 4  # episodes left without a verdict
 EXIT_USAGE = 64  # sysexits.h EX_USAGE
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it

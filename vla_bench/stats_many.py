@@ -85,17 +85,21 @@ def bradley_terry(wins: ArrayLike, reference: int = -1) -> BradleyTerry:
 
 
 def _cliques(agree: NDArray[np.bool_]) -> Iterator[tuple[int, ...]]:
-    """Groups in which all agree, so that every pair that agrees is in one: each grown from a pair still without."""
-    covered = np.zeros_like(agree)
+    """Groups in which all agree, so that every pair that agrees is in one: each grown from a pair still without,
+    always by the policy that brings most such pairs, the best one if several do.
+    """
+    missing = agree.copy()
     for i, j in np.argwhere(np.triu(agree)):
-        if covered[i, j]:
+        if not missing[i, j]:
             continue
-        group = [i, j]
-        for policy in range(len(agree)):
-            if agree[policy, group].all():
-                group.append(policy)
-        covered[np.ix_(group, group)] = True
-        yield tuple(sorted({int(policy) for policy in group}))
+        group = sorted({int(i), int(j)})
+        while True:
+            others = np.setdiff1d(np.flatnonzero(agree[group].all(axis=0)), group)
+            if len(others) == 0:
+                break
+            group.append(int(others[missing[others][:, group].sum(axis=1).argmax()]))
+        missing[np.ix_(group, group)] = False
+        yield tuple(sorted(group))
 
 
 def _needed(cliques: Iterator[tuple[int, ...]], agree: NDArray[np.bool_]) -> list[tuple[int, ...]]:

@@ -15,7 +15,7 @@ from .stats import within_0_1
 Floats = NDArray[np.float64]
 
 
-MOST_PAIRS = 10**8
+MOST_PAIRS = 10**7
 """Where `pairs_needed` gives up."""
 
 
@@ -38,7 +38,7 @@ def episodes_needed(rate_a: float, rate_b: float, power: float = 0.8, alpha: flo
 
 
 def detectable(rate: float, n: int, power: float = 0.8, alpha: float = 0.05) -> Detectable:
-    """The nearest rates that n episodes per arm, different ones, tell apart from this one: `episodes_needed` reversed."""
+    """The nearest rates that n episodes per arm, different ones, tell apart from this: `episodes_needed` reversed."""
     if not 0 <= rate <= 1 or n < 1:
         raise ValueError(f"The rate must be from 0 to 1 and n at least 1, got {rate} and {n}.")
 

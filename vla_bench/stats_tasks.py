@@ -86,8 +86,11 @@ def stratified_bootstrap(
     beyond the sample: a suite solved completely has an interval of no width.
     """
     values = _values(tasks, least=2)
-    means = sum(task[rng.integers(0, len(task), (_count(draws), len(task)))].mean(axis=1) for task in values)
-    return _percentiles(np.asarray(means / len(values)), confidence)
+    means = np.zeros(_count(draws))
+    for task in values:
+        scores, seen = np.unique(task, return_counts=True)
+        means += _shares(seen, rng, draws) @ scores
+    return _percentiles(means / len(values), confidence)
 
 
 def cluster_bootstrap(
@@ -108,7 +111,8 @@ def probability_of_improvement(tasks_a: Sequence[ArrayLike], tasks_b: Sequence[A
 
     Agarwal et al. 2021 (arXiv 2108.13264), from Mann & Whitney 1947. For success it is 1/2 + (rate A - rate B) / 2.
     """
-    return float(np.mean([wins.mean() for wins in _wins(tasks_a, tasks_b)]))
+    a, b = _same_tasks(tasks_a, tasks_b)
+    return float(np.mean([_wins(x, y).mean() for x, y in zip(a, b, strict=True)]))
 
 
 def improvement_bootstrap(
@@ -122,20 +126,32 @@ def improvement_bootstrap(
 
     As rliable does (arXiv 2108.13264). Takes no account of A and B sharing episodes.
     """
-    wins = _wins(tasks_a, tasks_b)
+    a, b = _same_tasks(tasks_a, tasks_b)
     chances = np.zeros(_count(draws))
-    for table in wins:
-        a, b = (rng.multinomial(n, [1 / n] * n, draws) / n for n in table.shape)
-        chances += np.sum(a @ table * b, axis=1)
-    return _percentiles(chances / len(wins), confidence)
+    for x, y in zip(a, b, strict=True):
+        scores_a, seen_a = np.unique(x, return_counts=True)
+        scores_b, seen_b = np.unique(y, return_counts=True)
+        shares_a, shares_b = _shares(seen_a, rng, draws), _shares(seen_b, rng, draws)
+        chances += np.sum(shares_a @ _wins(scores_a, scores_b) * shares_b, axis=1)
+    return _percentiles(chances / len(a), confidence)
 
 
-def _wins(tasks_a: Sequence[ArrayLike], tasks_b: Sequence[ArrayLike]) -> list[Floats]:
-    """For every task (episodes of A, episodes of B): 1 where A scored higher, 1/2 where equal."""
+def _wins(a: Floats, b: Floats) -> Floats:
+    """(scores of A, scores of B): 1 where A's is higher, 1/2 where equal."""
+    return (1 + np.sign(a[:, None] - b[None, :])) / 2
+
+
+def _shares(seen: NDArray[np.intp], rng: np.random.Generator, draws: int) -> Floats:
+    """(draws, scores): how often each score comes up, of 1, when as many episodes as seen are drawn from those seen."""
+    n = int(seen.sum())
+    return np.asarray(rng.multinomial(n, seen / n, draws) / n)
+
+
+def _same_tasks(tasks_a: Sequence[ArrayLike], tasks_b: Sequence[ArrayLike]) -> tuple[list[Floats], list[Floats]]:
     a, b = _values(tasks_a), _values(tasks_b)
     if len(a) != len(b):
         raise ValueError(f"A and B must have the same tasks, got {len(a)} and {len(b)}.")
-    return [(1 + np.sign(x[:, None] - y[None, :])) / 2 for x, y in zip(a, b, strict=True)]
+    return a, b
 
 
 def _values(tasks: Sequence[ArrayLike], least: int = 1) -> list[Floats]:

@@ -95,12 +95,22 @@ class RunSummary:
 
 
 def load(path: str | Path) -> pd.DataFrame:
-    """The episodes of a run, one row each; `success` is <NA> where there is no verdict. Raises UsageError."""
+    """The episodes of a run, one row each, in the suite's order of tasks, whatever the order they were finished in.
+
+    `success` is <NA> where there is no verdict. Raises UsageError.
+    """
     import pandas as pd
 
     columns = [field.name for field in fields(EpisodeResult)]
-    rows = [asdict(result) for result in store.read_episodes(path)]
+    place = _places(store.read_info(path))
+    rows = [asdict(result) for result in sorted(store.read_episodes(path), key=lambda row: place.get(row.task, 0))]
     return pd.DataFrame(rows, columns=columns).astype({"success": "boolean"})
+
+
+def _places(info: store.RunInfo) -> dict[str, int]:
+    """Task name to its place in the suite."""
+    tasks = info.protocol.get("tasks")
+    return {task[0]: place for place, task in enumerate(tasks)} if isinstance(tasks, list) else {}
 
 
 def load_summary(path: str | Path) -> RunSummary:

@@ -1,0 +1,168 @@
+"""A baseline: the episodes of a run, small enough to commit, to hold later runs against."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .errors import UsageError
+from .pairing import episode_name, machine, policy_title
+from .store import KEY, RunInfo, read_inferences, read_info
+from .tables import latency, load
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+T = TypeVar("T")
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class BaselineEpisode:
+    """One line of a baseline file, after the first."""
+
+    suite: str
+    task: str
+    trial: int
+    seed: int
+    perturbation: str
+    success: bool
+    steps: int
+    scene_fingerprint: str
+    final_fingerprint: str
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A run to hold others against. The file's first line has all but the episodes, and `"baseline": 1`."""
+
+    suite: str
+    policy: str
+    """Name, checkpoint and arguments."""
+    protocol_hash: str
+    protocol: dict[str, object]
+    latency_p50_ms: float | None
+    """Median wall time per policy call, cold ones left out; None when none was timed."""
+    machine: str
+    successes: int
+    episodes: tuple[BaselineEpisode, ...]
+
+
+def frame(baseline: Baseline) -> pd.DataFrame:
+    """The baseline's episodes with the columns that pairing needs."""
+    import pandas as pd
+
+    columns = [field.name for field in fields(BaselineEpisode)]
+    return pd.DataFrame([asdict(row) for row in baseline.episodes], columns=columns).assign(video="")
+
+
+def read_baseline(file: str | Path) -> Baseline:
+    """The baseline in that file. Raises UsageError that names a corrupt line."""
+    file = Path(file)
+    try:
+        first, *rest = file.read_text(encoding="utf-8").splitlines() or [""]
+    except FileNotFoundError:
+        advice = f"write it with vla-bench check RUN --baseline {file} --update"
+        raise UsageError(f"The baseline {file} does not exist: {advice}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"The baseline {file} cannot be read: {error}.") from error
+    header, episodes = _parsed(file, 1, first, _header), list[BaselineEpisode]()
+    for number, line in enumerate(rest, 2):
+        episodes.append(_parsed(file, number, line, _episode))
+    baseline = replace(header, episodes=tuple(episodes))
+    _refuse_strange(file, baseline)
+    return baseline
+
+
+def make_baseline(run: str | Path) -> Baseline:
+    """The baseline that this run would be. Raises UsageError for a run with episodes that have no verdict."""
+    info, episodes = read_info(run), load(run)
+    if broken := int(episodes["success"].isna().sum()):
+        raise UsageError(f"{run} has {broken} episodes without a verdict, so it is no baseline: run its command again.")
+    ordered = episodes.sort_values(list(KEY))
+    columns = [field.name for field in fields(BaselineEpisode)]
+    rows = [BaselineEpisode(**{**row, "success": bool(row["success"])}) for row in ordered[columns].to_dict("records")]
+    return Baseline(
+        suite=str(info.identity.get("suite", "?")),
+        policy=policy_title(info.identity),
+        protocol_hash=info.protocol_hash,
+        protocol=info.protocol,
+        latency_p50_ms=latency_p50(run, info, episodes),
+        machine=machine(info),
+        successes=sum(row.success for row in rows),
+        episodes=tuple(rows),
+    )
+
+
+def write_baseline(baseline: Baseline, file: str | Path) -> None:
+    """Replaces the file all at once: a reader sees the old baseline or the new one. Raises UsageError."""
+    file = Path(file)
+    header = {"baseline": FORMAT, **asdict(replace(baseline, episodes=())), "episodes": len(baseline.episodes)}
+    lines = [json.dumps(line, separators=(",", ":")) for line in (header, *map(asdict, baseline.episodes))]
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write("\n".join(lines) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    except OSError as error:
+        raise UsageError(f"Could not write the baseline {file}: {error.strerror or error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def describe(baseline: Baseline) -> str:
+    """`fakes:Walker: 18 of 20 on toy, protocol 0123456789ab`."""
+    return (
+        f"{baseline.policy}: {baseline.successes} of {len(baseline.episodes)} on {baseline.suite}, "
+        f"protocol {baseline.protocol_hash}"
+    )
+
+
+def latency_p50(run: str | Path, info: RunInfo, episodes: pd.DataFrame) -> float | None:
+    """Median milliseconds per policy call, cold ones left out; None when none was timed."""
+    return latency(read_inferences(run), episodes, info.control_hz).inference_ms["p50"]
+
+
+def _header(line: dict[str, Any]) -> Baseline:
+    found = line.pop("baseline", None)
+    if not isinstance(found, int):
+        raise ValueError("the first line of a baseline says which format it has")
+    if found > FORMAT:
+        raise ValueError(f"a newer vla-bench wrote it, in format {found}: upgrade this one")
+    header = Baseline(**{**line, "episodes": ()})
+    if not isinstance(header.protocol, dict):
+        raise ValueError("protocol is no mapping")
+    return header
+
+
+def _episode(line: dict[str, Any]) -> BaselineEpisode:
+    episode = BaselineEpisode(**line)
+    if not isinstance(episode.success, bool):
+        raise ValueError(f"success is {episode.success!r}, expected true or false")
+    if not all(isinstance(number, int) for number in (episode.trial, episode.seed, episode.steps)):
+        raise ValueError("trial, seed and steps must be whole numbers")
+    return episode
+
+
+def _parsed(file: Path, number: int, line: str, parse: Any) -> Any:
+    try:
+        return parse(json.loads(line))
+    except (ValueError, TypeError, AttributeError) as error:
+        what = "is no baseline" if number == 1 else f"line {number} is corrupt"
+        raise UsageError(f"{file} {what} ({error}): restore it, or write it again with --update.") from error
+
+
+def _refuse_strange(file: Path, baseline: Baseline) -> None:
+    """Raises UsageError for a file without episodes or with one of them twice."""
+    if not baseline.episodes:
+        raise UsageError(f"{file} holds no episodes: write it again with --update.")
+    keys = [(row.suite, row.task, row.trial, row.seed, row.perturbation) for row in baseline.episodes]
+    if twice := [key for key in dict.fromkeys(keys) if keys.count(key) > 1] if len(set(keys)) < len(keys) else []:
+        raise UsageError(f"{file} holds {episode_name(*twice[0][1:])} twice: restore it, or write it with --update.")

@@ -1,0 +1,423 @@
+"""Sections -> standings with intervals and letters, as text, Markdown and JSON. Never one table for two protocols."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import tables
+from .published import CALVIN, LIBERO, NOTICE, CalvinRow, LiberoRow
+from .sections import Entrant, Found, Section, find_runs, sections_of, short_checkpoint
+from .stats import Interval, bounds, wilson
+from .stats_many import holm, letters
+from .stats_paired import mcnemar, paired_difference
+from .stats_tasks import TaskMean, clustered_rate
+from .stats_unpaired import boschloo, fisher, newcombe_difference
+from .store import KEY
+
+ALPHA = 0.05
+BOSCHLOO_UP_TO = 200
+"""Episodes of both together: Boschloo's test takes 0.05 s for 50 episodes an arm and 5 s for 500; beyond, Fisher's."""
+HEADER = ("policy", "checkpoint", "successes", "rate", "95 % interval", "tasks like these", "letters", "p50 ms", "Hz")
+LETTERS_EXPLAINED = (
+    f"Letters: policies that share one are not told apart (paired McNemar test, or an unpaired one where they share no "
+    f"episode; Holm over all pairs, alpha {ALPHA:g})."
+)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One line of a leaderboard. Rates are fractions; None where nothing was judged or measured."""
+
+    label: str
+    policy: str
+    checkpoint: str
+    arguments: tuple[str, ...]
+    successes: int
+    episodes: int
+    """Judged ones."""
+    rate: float | None
+    interval: Interval
+    """Wilson's, of all episodes pooled: speaks of these tasks."""
+    like_these: TaskMean | None
+    """Mean over tasks, for tasks like these; None for fewer than two tasks."""
+    tasks: int
+    """Tasks with a verdict."""
+    broken: int
+    bounds: Interval
+    """The rate if all broken episodes had failed, and if all had succeeded."""
+    letters: str
+    latency_p50_ms: float | None
+    """Median wall time per policy call, cold calls left out."""
+    attainable_hz: float | None
+    date: str
+    """Day on which its newest run began."""
+    runs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two entrants of a section, the one with the higher rate first."""
+
+    a: str
+    b: str
+    pairs: int
+    """Episodes that both have a verdict for, from the same scene."""
+    unequal_scenes: int
+    """Common judged episodes left out because their scenes are not shown to be equal."""
+    a_only: int
+    b_only: int
+    test: str
+    """McNemar, Boschloo or Fisher."""
+    p: float
+    p_holm: float
+    """p-value after Holm's correction for all comparisons of the section."""
+    difference: float
+    """Rate of A minus rate of B over what was tested."""
+    interval: Interval
+    """Tango's when paired, Newcombe's when not; 95 %, not corrected for the number of comparisons."""
+
+
+@dataclass(frozen=True)
+class Board:
+    """One section's table."""
+
+    suite: str
+    protocol_hash: str
+    perturbation: str
+    title: str
+    standings: tuple[Standing, ...]
+    """Best first."""
+    comparisons: tuple[Comparison, ...]
+    notes: tuple[str, ...]
+
+
+class Leaderboard(NamedTuple):
+    """All sections of a results folder."""
+
+    boards: tuple[Board, ...]
+    unreadable: tuple[str, ...]
+    libero: tuple[LiberoRow, ...]
+    """Published rows of the families that were run."""
+    calvin: tuple[CalvinRow, ...]
+
+
+def load_leaderboard(results: str | Path) -> Leaderboard:
+    """The leaderboard of all runs under that folder. Raises UsageError when there is none to read."""
+    return leaderboard_of(find_runs(results))
+
+
+def leaderboard_of(found: Found) -> Leaderboard:
+    """One board per suite, protocol hash and perturbation."""
+    boards = tuple(board_of(section) for section in sections_of(found.runs))
+    suites = [board.suite for board in boards]
+    libero = LIBERO if any(suite.startswith("libero") for suite in suites) else ()
+    calvin = CALVIN if any(suite.startswith("calvin") for suite in suites) else ()
+    return Leaderboard(boards, found.unreadable, libero, calvin)
+
+
+def board_of(section: Section) -> Board:
+    """Standings, best first, and every pairwise comparison."""
+    standings = sorted((_standing(entrant, section.control_hz) for entrant in section.entrants), key=_best_first)
+    judged = [standing.label for standing in standings if standing.episodes]
+    comparisons = _compare_all(section, judged)
+    lettered = dict(zip(judged, _letters(judged, comparisons), strict=True))
+    unequal = sum(comparison.unequal_scenes > 0 for comparison in comparisons)
+    notes = [
+        *section.notes,
+        *(_broken_note(standing) for standing in standings if standing.broken),
+        *([f"{unequal} comparisons leave out episodes whose scenes are not equal."] if unequal else []),
+    ]
+    return Board(
+        section.suite,
+        section.protocol_hash,
+        section.perturbation,
+        section.title,
+        tuple(replace(standing, letters=lettered.get(standing.label, "")) for standing in standings),
+        comparisons,
+        tuple(notes),
+    )
+
+
+# --- standings ---
+
+
+def _standing(entrant: Entrant, control_hz: float) -> Standing:
+    judged = entrant.episodes[entrant.episodes["success"].notna()]
+    n, successes = len(judged), int(judged["success"].sum())
+    broken = len(entrant.episodes) - n
+    by_task = [rows.to_numpy(float) for _, rows in judged.groupby("task")["success"]]
+    latency = tables.latency(entrant.inferences, entrant.episodes, control_hz)
+    return Standing(
+        label=entrant.label,
+        policy=entrant.policy,
+        checkpoint=entrant.checkpoint,
+        arguments=entrant.arguments,
+        successes=successes,
+        episodes=n,
+        rate=successes / n if n else None,
+        interval=wilson(successes, n),
+        like_these=clustered_rate(by_task) if len(by_task) > 1 else None,
+        tasks=len(by_task),
+        broken=broken,
+        bounds=bounds(successes, n - successes, broken),
+        letters="",
+        latency_p50_ms=latency.inference_ms["p50"],
+        attainable_hz=latency.attainable_hz,
+        date=max(run.started for run in entrant.runs).date().isoformat(),
+        runs=tuple(str(run.path) for run in entrant.runs),
+    )
+
+
+def _best_first(standing: Standing) -> tuple[bool, float, int, str]:
+    """By rate, then by episodes; those without a verdict last."""
+    return standing.rate is None, -(standing.rate or 0.0), -standing.episodes, standing.label
+
+
+def _broken_note(standing: Standing) -> str:
+    worst, best = (f"{100 * rate:.1f} %" for rate in standing.bounds)
+    episodes = "episode" if standing.broken == 1 else "episodes"
+    return (
+        f"{standing.label}: {standing.broken} broken {episodes} without a verdict; the rate is {worst} if all of them "
+        f"fail, {best} if all succeed."
+    )
+
+
+# --- comparisons ---
+
+
+def _compare_all(section: Section, best_first: Sequence[str]) -> tuple[Comparison, ...]:
+    entrants = {entrant.label: entrant for entrant in section.entrants}
+    verdicts, scenes = _side_by_side([entrants[label] for label in best_first])
+    found = [
+        _compare(a, b, verdicts[:, [i, j]], scenes[:, [i, j]])
+        for (i, a), (j, b) in itertools.combinations(enumerate(best_first), 2)
+    ]
+    adjusted = holm([comparison.p for comparison in found])
+    return tuple(replace(comparison, p_holm=float(p)) for comparison, p in zip(found, adjusted, strict=True))
+
+
+def _side_by_side(entrants: Sequence[Entrant]) -> tuple[NDArray[np.float64], NDArray[np.object_]]:
+    """(episodes, entrants): success as 1, 0 or NaN where it is missing; and the scene's fingerprint, empty likewise."""
+    import pandas as pd
+
+    if not entrants:
+        return np.zeros((0, 0)), np.zeros((0, 0), object)
+    indexed = [entrant.episodes.set_index(list(KEY)) for entrant in entrants]
+    verdicts = pd.concat([rows["success"].astype("float64") for rows in indexed], axis=1)
+    scenes = pd.concat([rows["scene_fingerprint"].astype(object) for rows in indexed], axis=1)
+    return verdicts.to_numpy(float), scenes.fillna("").to_numpy(object)
+
+
+def _compare(a: str, b: str, verdicts: NDArray[np.float64], scenes: NDArray[np.object_]) -> Comparison:
+    """The test of one pair; `verdicts` and `scenes` are (episodes, 2)."""
+    both = ~np.isnan(verdicts).any(axis=1)
+    same = both & (scenes[:, 0] == scenes[:, 1]) & (scenes[:, 0] != "")
+    paired, unequal = verdicts[same].astype(bool), int(both.sum() - same.sum())
+    if not len(paired):
+        return _unpaired(a, b, verdicts, unequal)
+    a_only = int((paired[:, 0] & ~paired[:, 1]).sum())
+    b_only = int((~paired[:, 0] & paired[:, 1]).sum())
+    p, n = mcnemar(a_only, b_only), len(paired)
+    interval = paired_difference(a_only, b_only, n)
+    return Comparison(a, b, n, unequal, a_only, b_only, "McNemar", p, p, (a_only - b_only) / n, interval)
+
+
+def _unpaired(a: str, b: str, verdicts: NDArray[np.float64], unequal: int) -> Comparison:
+    (k_a, n_a), (k_b, n_b) = ((int(np.nansum(own)), int((~np.isnan(own)).sum())) for own in verdicts.T)
+    test, name = (boschloo, "Boschloo") if n_a + n_b <= BOSCHLOO_UP_TO else (fisher, "Fisher")
+    p = test(k_a, n_a, k_b, n_b)
+    interval = newcombe_difference(k_a, n_a, k_b, n_b)
+    return Comparison(a, b, 0, unequal, 0, 0, name, p, p, k_a / n_a - k_b / n_b, interval)
+
+
+def _letters(labels: Sequence[str], comparisons: Sequence[Comparison]) -> list[str]:
+    position = {label: n for n, label in enumerate(labels)}
+    differs = np.zeros((len(labels), len(labels)), bool)
+    for comparison in comparisons:
+        i, j = position[comparison.a], position[comparison.b]
+        differs[i, j] = differs[j, i] = comparison.p_holm < ALPHA
+    return letters(differs) if labels else []
+
+
+# --- output ---
+
+
+def to_json(leaderboard: Leaderboard) -> dict[str, object]:
+    """Plain JSON values: rates as fractions, null for what is not known, published numbers in percent and apart."""
+    return {
+        "sections": [_board_json(board) for board in leaderboard.boards],
+        "unreadable": list(leaderboard.unreadable),
+        "published": {
+            "notice": NOTICE,
+            "libero": [row._asdict() for row in leaderboard.libero],
+            "calvin": [row._asdict() for row in leaderboard.calvin],
+        },
+    }
+
+
+def _board_json(board: Board) -> dict[str, object]:
+    found = asdict(board)
+    for standing, plain in zip(board.standings, found["standings"], strict=True):
+        like = standing.like_these
+        plain["interval"], plain["bounds"] = standing.interval._asdict(), standing.bounds._asdict()
+        plain["like_these"] = None if like is None else {**like._asdict(), "interval": like.interval._asdict()}
+    for comparison, plain in zip(board.comparisons, found["comparisons"], strict=True):
+        plain["interval"] = comparison.interval._asdict()
+    return found
+
+
+def render_text(leaderboard: Leaderboard) -> str:
+    """Aligned tables for a terminal."""
+    parts = [_board_text(board) for board in leaderboard.boards]
+    if reference := _published_tables(leaderboard):
+        titled = [f"{title}\n{_aligned(rows)}" for title, rows in reference]
+        parts.append(f"=== Reference: {NOTICE} ===\n\n" + "\n\n".join(titled))
+    return "\n\n".join([*parts, *_unreadable_lines(leaderboard)])
+
+
+def render_markdown(leaderboard: Leaderboard) -> str:
+    """The same for a README."""
+    parts = ["# Leaderboard", LETTERS_EXPLAINED, *map(_board_markdown, leaderboard.boards)]
+    if reference := _published_tables(leaderboard):
+        parts.append(f"## Reference: {NOTICE}")
+        parts += [f"{title}\n\n{pipe_table(rows)}" for title, rows in reference]
+    parts += [_bullets(_unreadable_lines(leaderboard))] if leaderboard.unreadable else []
+    return "\n\n".join(parts)
+
+
+def cells(standing: Standing) -> tuple[str, ...]:
+    """What HEADER announces."""
+    like = standing.like_these
+    return (
+        standing.label,
+        short_checkpoint(standing.checkpoint) or "-",
+        f"{standing.successes}/{standing.episodes}",
+        percent(standing.rate),
+        span(standing.interval),
+        span(like.interval) if like else "-",
+        standing.letters or "-",
+        number(standing.latency_p50_ms),
+        number(standing.attainable_hz),
+    )
+
+
+def standings_table(board: Board) -> list[tuple[str, ...]]:
+    """Header and one row per standing; `broken` and `date` come last."""
+    header = (*HEADER, "broken", "date")
+    return [header, *((*cells(standing), str(standing.broken), standing.date) for standing in board.standings)]
+
+
+def comparisons_table(board: Board) -> list[tuple[str, ...]]:
+    """Header and one row per pair of policies."""
+    header = ("A", "B", "pairs", "A alone", "B alone", "A - B", "95 % interval", "test", "p", "p (Holm)")
+    return [header, *(_comparison_cells(comparison) for comparison in board.comparisons)]
+
+
+def _comparison_cells(comparison: Comparison) -> tuple[str, ...]:
+    paired = comparison.pairs > 0
+    return (
+        comparison.a,
+        comparison.b,
+        str(comparison.pairs),
+        str(comparison.a_only) if paired else "-",
+        str(comparison.b_only) if paired else "-",
+        f"{100 * comparison.difference:+.1f} pp",
+        f"{100 * comparison.interval.low:+.1f} – {100 * comparison.interval.high:+.1f} pp",
+        comparison.test,
+        p_value(comparison.p),
+        p_value(comparison.p_holm),
+    )
+
+
+def _board_text(board: Board) -> str:
+    title = f"=== {board.title}, protocol {board.protocol_hash} ==="
+    notes = [f"  {note}" for note in board.notes]
+    return "\n".join([title, "", _aligned(standings_table(board)), *([""] if notes else []), *notes])
+
+
+def _board_markdown(board: Board) -> str:
+    parts = [f"## {board.title}, protocol `{board.protocol_hash}`", pipe_table(standings_table(board))]
+    return "\n\n".join([*parts, *([_bullets(board.notes)] if board.notes else [])])
+
+
+def _published_tables(leaderboard: Leaderboard) -> list[tuple[str, list[tuple[str, ...]]]]:
+    """(title, rows with header) of every family with published numbers."""
+    found = []
+    if leaderboard.libero:
+        header = ("method", "spatial", "object", "goal", "long", "mean", "read in", "source")
+        rows = [
+            (row.method, *map(_plain, (row.spatial, row.object, row.goal, row.long, row.mean)), row.read, row.source)
+            for row in leaderboard.libero
+        ]
+        found.append((f"LIBERO, success in percent ({NOTICE})", [header, *rows]))
+    if leaderboard.calvin:
+        columns = ("method", "split", "1", "2", "3", "4", "5", "mean length", "read in", "source")
+        calvin = [
+            (row.method, row.split, *map(_plain, row.at_least), f"{row.length:.2f}", row.read, row.source)
+            for row in leaderboard.calvin
+        ]
+        found.append((f"CALVIN, percent of chains with at least 1 to 5 done ({NOTICE})", [columns, *calvin]))
+    return found
+
+
+def _unreadable_lines(leaderboard: Leaderboard) -> list[str]:
+    return [f"Left out: {why}" for why in leaderboard.unreadable]
+
+
+def pipe_table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose first row is the header; numbers to the right."""
+    first, *others = [[escape_pipes(cell) for cell in row] for row in rows]
+    rule = ["---"] + ["---:"] * (len(first) - 1)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (first, rule, *others))
+
+
+def percent(rate: float | None) -> str:
+    """One digit after the point."""
+    return "-" if rate is None else f"{100 * rate:.1f} %"
+
+
+def span(interval: Interval) -> str:
+    """Both ends, in percent."""
+    return f"{100 * interval.low:.1f} – {100 * interval.high:.1f} %"
+
+
+def number(value: float | None) -> str:
+    """Three digits where they matter."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def p_value(p: float) -> str:
+    """Never a bare 0."""
+    return f"{p:.4f}" if p >= 0.0001 else f"{p:.0e}"
+
+
+def _plain(value: float | None) -> str:
+    return "-" if value is None else f"{value:g}"
+
+
+def escape_pipes(cell: str) -> str:
+    """The text as one cell of a Markdown table."""
+    return " ".join(cell.replace("|", "\\|").split())
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {' '.join(line.split())}" for line in lines)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns whose first row is the header: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

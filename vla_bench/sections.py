@@ -1,0 +1,341 @@
+"""Runs -> sections of entrants that may be compared: same suite, same protocol hash, same perturbation.
+
+An entrant is one policy with one checkpoint and one set of arguments. All its runs in a section count, every episode
+once: where several runs hold it, the newest verdict does, and `notes` say so. A broken row never replaces a verdict.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from . import store
+from .errors import UsageError
+from .store import KEY, RunInfo
+from .types import EpisodeResult
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SHORT = 8  # hex digits of a checkpoint's sha256 that are shown
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run directory, read."""
+
+    path: Path
+    info: RunInfo
+    episodes: pd.DataFrame
+    """The columns of EpisodeResult; `success` is <NA> where there is no verdict."""
+    inferences: pd.DataFrame
+    """The columns of inferences.parquet."""
+
+    @property
+    def started(self) -> datetime:
+        """When its last session began; when episodes.jsonl was written last, if run.json does not say."""
+        try:
+            said = datetime.fromisoformat(str(self.info.provenance["started"]))
+            return said if said.tzinfo else said.replace(tzinfo=timezone.utc)
+        except (KeyError, ValueError):
+            return datetime.fromtimestamp((self.path / store.EPISODES).stat().st_mtime, timezone.utc)
+
+    @property
+    def machine(self) -> str:
+        """What it ran on, as far as run.json says."""
+        machine = self.info.provenance.get("machine")
+        return ", ".join(str(part) for part in machine.values()) if isinstance(machine, Mapping) else ""
+
+
+class Found(NamedTuple):
+    """What a results folder holds."""
+
+    runs: tuple[Run, ...]
+    unreadable: tuple[str, ...]
+    """A sentence for every run directory that was left out."""
+
+
+@dataclass(frozen=True, eq=False)
+class Entrant:
+    """One policy in one section."""
+
+    label: str
+    """Unique in its section."""
+    policy: str
+    checkpoint: str
+    """sha256 of the weights, or where they lie when that is not known; empty when there are none."""
+    arguments: tuple[str, ...]
+    runs: tuple[Run, ...]
+    """Oldest first."""
+    episodes: pd.DataFrame
+    """Every episode once; the column `run` is the position in `runs`."""
+    inferences: pd.DataFrame
+    notes: tuple[str, ...]
+
+    @cached_property
+    def keys(self) -> set[tuple[object, ...]]:
+        """Its episodes, broken ones included."""
+        return set(self.episodes[list(KEY)].itertuples(index=False, name=None))
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """Entrants whose numbers may stand in one table."""
+
+    suite: str
+    protocol_hash: str
+    perturbation: str
+    protocol: Mapping[str, object]
+    control_hz: float
+    entrants: tuple[Entrant, ...]
+    notes: tuple[str, ...]
+    """What a reader must know: merged runs, other protocols, unequal sets of episodes, several machines."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.suite}{f' / {self.perturbation}' if self.perturbation else ''}"
+
+    @property
+    def tasks(self) -> list[str]:
+        """In the order of the suite; those the protocol does not name come last, as they were met."""
+        met = dict.fromkeys(str(task) for entrant in self.entrants for task in entrant.episodes["task"].unique())
+        order = _declared_tasks(self.protocol.get("tasks"))
+        return [task for task in order if task in met] + [task for task in met if task not in order]
+
+
+def load_run(path: str | Path) -> Run:
+    """The run in that directory. Raises UsageError, also when it has no finished episode."""
+    import pandas as pd
+
+    info = store.read_info(path)
+    names = [field.name for field in fields(EpisodeResult)]
+    results = store.read_episodes(path)
+    columns = {name: [getattr(result, name) for result in results] for name in names}
+    episodes = pd.DataFrame(columns).astype({"success": "boolean"})
+    path = Path(path)
+    return Run(path.parent if path.is_file() else path, info, episodes, store.read_inferences(path))
+
+
+def find_runs(results: str | Path) -> Found:
+    """Every run under that folder, itself included. Raises UsageError when there is none that can be read."""
+    folder = Path(results)
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a directory: give the folder that holds run directories, as results does.")
+    runs, unreadable = list[Run](), list[str]()
+    for file in sorted(folder.rglob(store.RUN)):
+        found = _try_load(file.parent)
+        if isinstance(found, Run):
+            runs.append(found)
+        else:
+            unreadable.append(found)
+    if not runs:
+        why = f"none that can be read: {unreadable[0]}" if unreadable else f"none (no {store.RUN} anywhere)."
+        raise UsageError(f"{folder} should hold runs, and has {why} Make one with `vla-bench run`.")
+    return Found(tuple(runs), tuple(unreadable))
+
+
+def _try_load(path: Path) -> Run | str:
+    """The run, or the sentence that says why it cannot be read."""
+    try:
+        return load_run(path)
+    except UsageError as error:
+        return str(error)
+
+
+def load_runs(paths: Sequence[str | Path]) -> Found:
+    """The runs of those directories, each a run or a folder of runs. Raises UsageError for a run it cannot read."""
+    found = list[Run]()
+    unreadable = list[str]()
+    for path in dict.fromkeys(map(Path, paths)):
+        holds_runs = path.is_dir() and not (path / store.RUN).exists() and any(path.rglob(store.RUN))
+        more = find_runs(path) if holds_runs else Found((load_run(path),), ())
+        found += more.runs
+        unreadable += more.unreadable
+    unique = {run.path.resolve(): run for run in found}
+    return Found(tuple(unique.values()), tuple(unreadable))
+
+
+def sections_of(runs: Iterable[Run]) -> tuple[Section, ...]:
+    """The runs by suite, protocol hash and perturbation, in alphabetical order of these."""
+    parts = dict[tuple[str, str, str], list[Run]]()
+    for run in runs:
+        for (suite, perturbation), rows in run.episodes.groupby(["suite", "perturbation"], sort=False):
+            key = (str(suite), run.info.protocol_hash, str(perturbation))
+            part = run if len(rows) == len(run.episodes) else _part(run, rows)
+            parts.setdefault(key, []).append(part)
+    protocols = {(suite, hashed): parts[suite, hashed, more][0].info.protocol for suite, hashed, more in parts}
+    return tuple(_section(key, parts[key], protocols) for key in sorted(parts))
+
+
+def differences(here: Mapping[str, object], there: Mapping[str, object]) -> list[str]:
+    """One phrase per leaf in which two protocols differ: `name a here, b there`."""
+    ours, theirs = _leaves(here), _leaves(there)
+    names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    return [f"{name} is {ours.get(name, 'not set')} here, {theirs.get(name, 'not set')} there" for name in names]
+
+
+# --- entrants ---
+
+
+def _part(run: Run, rows: pd.DataFrame) -> Run:
+    """The run with these episodes only."""
+    inferences = run.inferences.merge(rows[list(KEY)], on=list(KEY))
+    return Run(run.path, run.info, rows.reset_index(drop=True), inferences)
+
+
+def _section(
+    key: tuple[str, str, str], runs: Sequence[Run], protocols: Mapping[tuple[str, str], Mapping[str, object]]
+) -> Section:
+    suite, hashed, perturbation = key
+    by_identity = dict[tuple[str, str, tuple[str, ...]], list[Run]]()
+    for run in sorted(runs, key=lambda run: (run.started, str(run.path))):
+        by_identity.setdefault(_identity(run.info), []).append(run)
+    labels = _labels(list(by_identity))
+    entrants = tuple(
+        _entrant(label, identity, its_runs)
+        for label, (identity, its_runs) in zip(labels, by_identity.items(), strict=True)
+    )
+    protocol, control_hz = runs[0].info.protocol, runs[0].info.control_hz
+    notes = (
+        *_other_protocols(suite, hashed, protocols),
+        *(note for entrant in entrants for note in entrant.notes),
+        *_unequal_episodes(entrants),
+        *_several_machines(entrants),
+    )
+    return Section(suite, hashed, perturbation, protocol, control_hz, entrants, notes)
+
+
+def _identity(info: RunInfo) -> tuple[str, str, tuple[str, ...]]:
+    """Policy, checkpoint, arguments."""
+    identity = info.identity
+    checkpoint = identity.get("weights") or identity.get("checkpoint") or ""
+    arguments = identity.get("policy_args") or ()
+    if isinstance(arguments, Mapping):
+        arguments = [f"{name}={value}" for name, value in arguments.items()]
+    listed = arguments if isinstance(arguments, list | tuple) else [arguments]
+    return str(identity.get("policy", "?")), str(checkpoint), tuple(sorted(map(str, listed)))
+
+
+def _labels(identities: Sequence[tuple[str, str, tuple[str, ...]]]) -> list[str]:
+    """The shortest of policy; policy and checkpoint; policy, checkpoint and arguments that tells them apart."""
+    forms = [
+        (
+            policy,
+            f"{policy} {short_checkpoint(weights)}".strip(),
+            " ".join([policy, short_checkpoint(weights), *arguments]),
+        )
+        for policy, weights, arguments in identities
+    ]
+    labels = [next((form for n, form in enumerate(own) if _once(form, n, forms)), own[-1]) for own in forms]
+    return [label if labels.count(label) == 1 else f"{label} ({n + 1})" for n, label in enumerate(labels)]
+
+
+def _once(form: str, n: int, forms: Sequence[tuple[str, ...]]) -> bool:
+    return sum(other[n] == form for other in forms) == 1
+
+
+def short_checkpoint(checkpoint: str) -> str:
+    """The first digits of a hash; the end of a path."""
+    is_hash = len(checkpoint) >= 40 and all(letter in "0123456789abcdef" for letter in checkpoint)
+    return checkpoint[:SHORT] if is_hash else Path(checkpoint).name
+
+
+def _entrant(label: str, identity: tuple[str, str, tuple[str, ...]], runs: Sequence[Run]) -> Entrant:
+    import pandas as pd
+
+    rows = pd.concat([run.episodes.assign(run=n) for n, run in enumerate(runs)], ignore_index=True)
+    kept = _newest_verdicts(rows) if len(runs) > 1 else rows
+    frames = [_calls_of(run, kept[kept["run"] == n]) for n, run in enumerate(runs)]
+    inferences = pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
+    return Entrant(label, *identity, tuple(runs), kept, inferences, tuple(_merge_notes(label, rows, kept, runs)))
+
+
+def _newest_verdicts(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row per episode, in the order they came: the last with a verdict, the last of all when none has one."""
+    judged_last = rows.iloc[rows["success"].notna().to_numpy().argsort(kind="stable")]
+    return judged_last.drop_duplicates(list(KEY), keep="last").sort_index().reset_index(drop=True)
+
+
+def _calls_of(run: Run, kept: pd.DataFrame) -> pd.DataFrame:
+    """The inferences of those of its episodes that count."""
+    return run.inferences if len(kept) == len(run.episodes) else run.inferences.merge(kept[list(KEY)], on=list(KEY))
+
+
+# --- notes ---
+
+
+def _merge_notes(label: str, rows: pd.DataFrame, kept: pd.DataFrame, runs: Sequence[Run]) -> list[str]:
+    if len(runs) == 1:
+        return []
+    if not (repeated := rows[rows.duplicated(list(KEY), keep=False)]).size:
+        return [f"{label}: {len(runs)} runs with different episodes, taken together."]
+    verdicts = repeated.dropna(subset="success").groupby(list(KEY))["success"].nunique()
+    changed, times = int((verdicts > 1).sum()), len(repeated.drop_duplicates(list(KEY)))
+    ended = f"; {changed} of them ended differently before" if changed else ""
+    return [f"{label}: {times} of {len(kept)} episodes are in several of its runs, the newest verdict counts{ended}."]
+
+
+def _other_protocols(suite: str, hashed: str, protocols: Mapping[tuple[str, str], Mapping[str, object]]) -> list[str]:
+    """What separates this section from the others of the same suite."""
+    here = protocols[suite, hashed]
+    others = {other: protocol for (name, other), protocol in protocols.items() if name == suite and other != hashed}
+    return [
+        f"Not comparable with protocol {other}: {'; '.join(differences(here, protocol)) or 'the hashes differ'}."
+        for other, protocol in others.items()
+    ]
+
+
+def _unequal_episodes(entrants: Sequence[Entrant]) -> list[str]:
+    """Who did not play every episode of the section: its rate speaks of its own episodes only."""
+    union = set[tuple[object, ...]]().union(*(entrant.keys for entrant in entrants))
+    return [
+        f"{entrant.label} has {len(entrant.keys)} of the {len(union)} episodes seen here; its rate is over those alone."
+        for entrant in entrants
+        if len(entrant.keys) < len(union)
+    ]
+
+
+def _several_machines(entrants: Sequence[Entrant]) -> list[str]:
+    machines = {run.machine for entrant in entrants for run in entrant.runs}
+    return (
+        [f"Latencies come from {len(machines)} different machines: do not compare them."] if len(machines) > 1 else []
+    )
+
+
+# --- protocols ---
+
+
+def _leaves(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    """Dotted name -> short JSON text of every value that is not itself a filled mapping."""
+    leaves = dict[str, str]()
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            leaves |= _leaves(value, f"{prefix}{name}.")
+        else:
+            leaves[f"{prefix}{name}"] = _brief(json.dumps(value, sort_keys=True, default=str))
+    return leaves
+
+
+def _brief(text: str, most: int = 60) -> str:
+    """The text, or its beginning and a digest that still tells it from others."""
+    if len(text) <= most:
+        return text
+    from hashlib import sha256
+
+    return f"{text[: most - 20]}… (sha256 {sha256(text.encode()).hexdigest()[:8]})"
+
+
+def _declared_tasks(tasks: object) -> list[str]:
+    """The names in the protocol's list of [name, instructions ..., steps, trials]."""
+    listed = tasks if isinstance(tasks, list | tuple) else []
+    return [str(task[0]) for task in listed if isinstance(task, list | tuple) and task]
+
+
+def as_json(run: Run) -> dict[str, object]:
+    """run.json's content with the directory."""
+    return {"path": str(run.path), **asdict(run.info)}
