@@ -85,7 +85,7 @@ def make_baseline(run: str | Path) -> Baseline:
         raise UsageError(f"{run} has {broken} episodes without a verdict, so it is no baseline: run its command again.")
     ordered = episodes.sort_values(list(KEY))
     columns = [field.name for field in fields(BaselineEpisode)]
-    rows = [BaselineEpisode(**{**row, "success": bool(row["success"])}) for row in ordered[columns].to_dict("records")]
+    rows = [BaselineEpisode(*row) for row in ordered[columns].astype({"success": bool}).itertuples(index=False)]
     return Baseline(
         suite=str(info.identity.get("suite", "?")),
         policy=policy_title(info.identity),
@@ -151,7 +151,7 @@ def _episode(line: dict[str, Any]) -> BaselineEpisode:
     return episode
 
 
-def _parsed(file: Path, number: int, line: str, parse: Any) -> Any:
+def _parsed(file: Path, number: int, line: str, parse: Callable[[dict[str, Any]], T]) -> T:
     try:
         return parse(json.loads(line))
     except (ValueError, TypeError, AttributeError) as error:

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from xml.etree import ElementTree
+from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from .regression import Gate, GateRow, Verdict, latency_sentence, listed, task_story
 
 
 def junit(gate: Gate) -> str:
     """JUnit XML: a test case per task, one for all together and, with a limit, one for the latency."""
-    cases = [_task_case(gate, row) for row in gate.tasks] + [_overall_case(gate)]
+    cases = [_task_case(gate, row) for row in gate.tasks]
+    cases.append(_case(gate.suite, "overall", verdict=gate.verdict, story=[gate.message, *listed(gate)]))
     if gate.latency.limit is not None and gate.overall is not None:
-        cases.append(_case(gate.suite, "latency", 0.0, _fault(gate.latency.verdict), latency_sentence(gate.latency)))
-    counts = {f"{tag}s": str(sum(case.find(tag) is not None for case in cases)) for tag in ("failure", "error")}
-    seconds = f"{gate.overall.seconds:.3f}" if gate.overall else "0"
-    suite = ElementTree.Element("testsuite", name="vla-bench check", tests=str(len(cases)), time=seconds, **counts)
+        cases.append(_case(gate.suite, "latency", verdict=gate.latency.verdict, story=[latency_sentence(gate.latency)]))
+    suite = Element("testsuite", name="vla-bench check", tests=str(len(cases)))
+    suite.set("time", f"{gate.overall.seconds if gate.overall else 0:.3f}")
+    for tag in ("failure", "error"):
+        suite.set(f"{tag}s", str(sum(case.find(tag) is not None for case in cases)))
     suite.extend(cases)
-    root = ElementTree.Element("testsuites")
+    root = Element("testsuites")
     root.append(suite)
-    ElementTree.indent(root)
-    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+    indent(root)
+    return tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
 def github_annotations(gate: Gate) -> list[str]:
@@ -45,30 +47,21 @@ def _command(level: str, title: str, message: str) -> str:
     return f"::{level} title={data(title).replace(':', '%3A').replace(',', '%2C')}::{data(message)}"
 
 
-def _task_case(gate: Gate, row: GateRow) -> ElementTree.Element:
+def _task_case(gate: Gate, row: GateRow) -> Element:
     """An undecided task is no failure of its own: with few episodes per task most are."""
-    fault = "failure" if row.verdict == "regression" else ""
-    first, *others = task_story(gate, row)
-    return _case(gate.suite, row.task, row.seconds, fault, first, others, row.verdict)
+    verdict: Verdict = "regression" if row.verdict == "regression" else "pass"
+    return _case(gate.suite, row.task, seconds=row.seconds, verdict=verdict, story=task_story(gate, row))
 
 
-def _overall_case(gate: Gate) -> ElementTree.Element:
-    return _case(gate.suite, "overall", 0.0, _fault(gate.verdict), gate.message, listed(gate), gate.verdict)
-
-
-def _fault(verdict: Verdict) -> str:
-    return {"pass": "", "not comparable": "error"}.get(verdict, "failure")
-
-
-def _case(
-    suite: str, name: str, seconds: float, fault: str, message: str, details: Sequence[str] = (), kind: str = ""
-) -> ElementTree.Element:
-    case = ElementTree.Element("testcase", classname=_xml(suite), name=_xml(name), time=f"{seconds:.3f}")
-    if fault:
-        told = ElementTree.SubElement(case, fault, message=_xml(message), type=kind or "latency")
+def _case(suite: str, name: str, *, seconds: float = 0.0, verdict: Verdict, story: Sequence[str]) -> Element:
+    """A test case that tells its story: as a failure or an error unless the verdict is a pass."""
+    case = Element("testcase", classname=_xml(suite), name=_xml(name), time=f"{seconds:.3f}")
+    if verdict == "pass":
+        told = SubElement(case, "system-out")
     else:
-        told = ElementTree.SubElement(case, "system-out")
-    told.text = _xml("\n".join([message, *details]))
+        tag = "error" if verdict == "not comparable" else "failure"
+        told = SubElement(case, tag, message=_xml(story[0]), type=verdict)
+    told.text = _xml("\n".join(story))
     return case
 
 

@@ -7,8 +7,9 @@ The rule. The margin is the loss of success that you accept; alpha is the chance
 2. Pass, unchanged: every episode of the baseline ended in the same state of the simulator, bit for bit, after as many
    steps. Then the policy did the same as before, so there is no difference to be unsure of, however few episodes.
 3. Otherwise, for all episodes together and again for every task:
-   pass        every episode of the baseline has a verdict, and the loss is below the margin at confidence 1 - alpha: the
-               lower end of the paired interval (Tango's, two-sided 1 - 2 alpha) of run minus baseline is above -margin.
+   pass        every episode of the baseline has a verdict, and the loss is below the margin at confidence 1 - alpha:
+               the lower end of the paired interval (Tango's, two-sided 1 - 2 alpha) of the success rate of the run
+               minus that of the baseline is above -margin.
                This also passes a loss that is certain but smaller than the margin: the margin says it is accepted.
    regression  no pass, and McNemar's exact one-sided test finds the run worse: its p-value, for tasks after Holm, is at
                most alpha. It must do so even if all episodes without a verdict had succeeded.
@@ -375,8 +376,8 @@ def _overall_sentence(row: GateRow, margin: float, alpha: float) -> str:
     if row.missing:
         return f"{counts} A pass takes all of them: run the missing ones."
     return (
-        f"{counts} It may be as good or {-100 * row.low:.1f} points worse, more than the {100 * margin:g} accepted: "
-        "more episodes would tell."
+        f"{counts} At {100 * (1 - alpha):g} % confidence the loss is below {-100 * row.low:.1f} points, which is more "
+        f"than the {100 * margin:g} accepted: more episodes would tell."
     )
 
 
