@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import os
 import subprocess
@@ -30,7 +31,7 @@ LIMITS = {"leaderboard": (5.0, 1024), "report": (30.0, 1024)}
 MAX_STEPS, EXECUTED = 300, 8
 
 
-def synthetic_run(path: Path, policy: str, suite: str, skill: float, episodes: int, tasks: int, seed: int) -> Path:
+def synthetic_run(path: Path, policy: str, suite: str, *, skill: float, episodes: int, tasks: int, seed: int) -> Path:
     """A run directory with `episodes` coin tosses spread over `tasks`; equal scenes for every policy of a suite."""
     path.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
@@ -94,7 +95,7 @@ def _inferences(rows: list[EpisodeResult], rng: np.random.Generator) -> object:
         "stage_prefill_ms": latency * 0.4,
         "stage_flow_ms": latency * 0.35,
     }
-    return pd.DataFrame(columns).astype({name: kind for name, kind in store.INFERENCE_DTYPES.items()})
+    return pd.DataFrame(columns).astype(dict(store.INFERENCE_DTYPES))
 
 
 def _info(policy: str, suite: str, tasks: list[str], episodes: int) -> RunInfo:
@@ -107,7 +108,7 @@ def _info(policy: str, suite: str, tasks: list[str], episodes: int) -> RunInfo:
     }
     return RunInfo(
         identity={"policy": policy, "checkpoint": None, "policy_args": [], "suite": suite, "suite_args": [], "seed": 0}
-        | {"weights": f"{abs(hash(policy)):064x}"},
+        | {"weights": hashlib.sha256(policy.encode()).hexdigest()},
         plan={"episodes": episodes},
         protocol=protocol,
         protocol_hash=f"{suite[:6]:_<6}abcdef",
@@ -119,7 +120,10 @@ def _info(policy: str, suite: str, tasks: list[str], episodes: int) -> RunInfo:
 def synthetic_results(folder: Path, policies: int, suites: int, episodes: int, tasks: int = 10) -> list[Path]:
     """All run directories, one per policy and suite; policy 0 is the weakest."""
     return [
-        synthetic_run(folder / f"p{p}_{suite}", f"policy_{p}", suite, 0.4 * p - 0.5, episodes, tasks, 100 * p + s)
+        synthetic_run(
+            *(folder / f"p{p}_{suite}", f"policy_{p}", suite),
+            **{"skill": 0.4 * p - 0.5, "episodes": episodes, "tasks": tasks, "seed": 100 * p + s},
+        )
         for s, suite in enumerate(SUITES[:suites])
         for p in range(policies)
     ]

@@ -7,8 +7,8 @@ shared and noisy, so the two sides play short blocks of the same random actions 
 waits; what is printed are medians of blocks and ratios of medians. CPU times hold the software renderer's threads.
 
 The sides live in processes of their own, because robosuite's renderer never makes its GL context current and two of
-them in one process paint into each other's pictures. After every block with cameras both must have arrived at the same
-state and the same pixels, bit for bit; otherwise the benchmark stops.
+them in one process paint into each other's pictures. After every block both must have arrived at the same state and the
+same pixels, bit for bit; otherwise the benchmark stops.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from vla_bench.types import ActionChunk, Env, Episode, Float32, Observation, Pol
 SUITE = "libero_10"
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 AT_LEAST = {1: 1.0, 10: 6.0, 50: 10.0}  # chunk -> how many times faster than upstream
-EPISODE_STEPS = 40  # in the measurements of the engine
+EPISODE_STEPS = 30  # in the measurements of the engine
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Effort:
 
 
 FULL = Effort({1: (15, 5), 10: (12, 10), 50: (5, 50)}, 20, 7, 3, 8, 200)
-QUICK = Effort({1: (5, 5), 10: (4, 10), 50: (2, 50)}, 8, 3, 1, 3, 20)
+QUICK = Effort({1: (4, 5), 10: (3, 10), 50: (1, 50)}, 8, 2, 1, 2, 20)
 
 
 class Cost(NamedTuple):
@@ -81,11 +81,14 @@ class Cost(NamedTuple):
     cpu: float
 
 
-class Memory(NamedTuple):
-    """MB resident in this process, now and at most. (`ru_maxrss` would hold the parent's from before the exec.)"""
+class Done(NamedTuple):
+    """What a side answers to an order."""
 
-    now: float
-    peak: float
+    cost: Cost
+    digest: str
+    """Of state and pixels after it."""
+    resident_mb: float
+    peak_mb: float
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,6 @@ class Row:
     unit: str
     ours: float
     upstream: float | None = None
-    """Upstream's."""
     target: str = ""
     met: bool | None = None
     ratio: float | None = None
@@ -143,8 +145,7 @@ class Upstream:
     def start(self, trial: int) -> None:
         self.env.reset()
         self.env.set_init_state(self._states[trial])
-        for _ in range(10):
-            self.env.step([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
+        self.play(np.tile(np.array([0, 0, 0, 0, 0, 0, -1], np.float32), (10, 1)), 1)
 
     def play(self, actions: Float32, chunk: int) -> None:
         del chunk  # it renders at every step
@@ -161,7 +162,7 @@ def digest(*arrays: np.ndarray[Any, Any]) -> str:
 
 
 def serve(pipe: Connection, side: type[Ours | Upstream], cameras: Sequence[str]) -> None:
-    """Build a side, start trial 0, then do as the pipe says until it says None; answer everything with its cost."""
+    """Build a side, start trial 0, then do as the pipe says until it says None."""
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 upstream prints while it loads
     gl.use_backend()
     from vla_bench.envs import libero
@@ -170,17 +171,11 @@ def serve(pipe: Connection, side: type[Ours | Upstream], cameras: Sequence[str])
     started = now()
     player = side(cameras)
     player.start(0)
-    pipe.send(since(started))
+    pipe.send(Done(since(started), player.digest(), *memory_mb()))
     while (order := pipe.recv()) is not None:
-        method, *arguments = order
-        if method == "memory":
-            pipe.send(memory_used())
-        elif method == "digest":
-            pipe.send(player.digest())
-        else:
-            started = now()
-            getattr(player, method)(*arguments)
-            pipe.send(since(started))
+        started = now()
+        getattr(player, order[0])(*order[1:])
+        pipe.send(Done(since(started), player.digest(), *memory_mb()))
 
 
 def now() -> Cost:
@@ -197,10 +192,10 @@ def median(costs: Sequence[Cost], parts: int = 1) -> Cost:
     return Cost(float(wall), float(cpu))
 
 
-def memory_used() -> Memory:
+def memory_mb() -> list[float]:
+    """Resident now and at most. (`ru_maxrss` would hold the parent's from before the exec.)"""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    current, peak = (int(lines[name].split()[0]) * 1024 / 1e6 for name in ("VmRSS", "VmHWM"))
-    return Memory(current, peak)
+    return [int(lines[name].split()[0]) * 1024 / 1e6 for name in ("VmRSS", "VmHWM")]
 
 
 class Side:
@@ -212,12 +207,13 @@ class Side:
         self._process = context.Process(target=serve, args=(theirs, player, cameras), daemon=True)
         self._process.start()
         theirs.close()
-        self.first: Cost = self._pipe.recv()
-        """Of building the scene and starting trial 0; imports are not in it."""
+        self.first: Done = self._pipe.recv()
+        """Building the scene and starting trial 0; imports are not in it."""
 
-    def ask(self, *order: Any) -> Any:
+    def ask(self, *order: Any) -> Done:
         self._pipe.send(order)
-        return self._pipe.recv()
+        done: Done = self._pipe.recv()
+        return done
 
     def close(self) -> None:
         self._pipe.send(None)
@@ -236,9 +232,10 @@ def in_turn(sides: tuple[Side, Side], chunk: int, blocks: int, steps: int) -> tu
     costs = []
     for _ in range(blocks):
         actions = rng.uniform(-1, 1, (steps, 7)).astype(np.float32)
-        costs.append([side.ask("play", actions, chunk) for side in sides])
-        if len({side.ask("digest") for side in sides}) > 1:
+        done = [side.ask("play", actions, chunk) for side in sides]
+        if done[0].digest != done[1].digest:
             raise SystemExit("Upstream and vla-bench came to different states or pixels: there is nothing to compare.")
+        costs.append([side.cost for side in done])
     upstream, ours = zip(*costs, strict=True)
     return median(upstream, steps), median(ours, steps)
 
@@ -396,7 +393,7 @@ def measure(effort: Effort) -> Iterator[Row]:
         yield from memory(sides[1], effort.memory_trials)
     with both_sides(()) as sides:
         costs = in_turn(sides, 20, effort.control_blocks, 20)
-        yield from versus("step, no cameras: physics and control", costs, 1 / 0.65)
+        yield from versus("step, no cameras", costs, 1 / 0.65)
     yield from engine(effort)
 
 
@@ -414,9 +411,9 @@ def versus(what: str, costs: tuple[Cost, Cost], least: float) -> Iterator[Row]:
 
 def setting_up(sides: tuple[Side, Side], trials: int) -> Iterator[Row]:
     """Reset, initial state, ten settle steps, first observation."""
-    first = [side.first.wall for side in sides]
-    yield Row("set-up of a task's first trial, scene included", "s wall", first[1], first[0], ratio=first[0] / first[1])
-    costs = [[side.ask("start", trial) for side in sides] for trial in range(1, trials + 1)]
+    first = [side.first.cost.wall for side in sides]
+    yield Row("set-up of a first trial, scene included", "s wall", first[1], first[0], ratio=first[0] / first[1])
+    costs = [[side.ask("start", trial).cost for side in sides] for trial in range(1, trials + 1)]
     upstream, ours = map(median, zip(*costs, strict=True))
     for clock, theirs, mine in zip(("wall", "CPU"), upstream, ours, strict=True):
         yield Row("set-up of a later trial", f"s {clock}", mine, theirs, "< 0.4 s", mine < 0.4, theirs / mine)
@@ -424,14 +421,13 @@ def setting_up(sides: tuple[Side, Side], trials: int) -> Iterator[Row]:
 
 def memory(ours: Side, trials: int) -> Iterator[Row]:
     """Of the worker that has been measured so far; the first five trials may still fill caches."""
-    used = []
+    done = []
     for trial in range(5 + trials):
         ours.ask("start", trial % 50)
-        ours.ask("play", np.zeros((5, 7), np.float32), 5)
-        used.append(ours.ask("memory"))
-    peak, growth = used[-1].peak, used[-1].now - used[4].now
+        done.append(ours.ask("play", np.zeros((5, 7), np.float32), 5))
+    peak, growth = done[-1].peak_mb, done[-1].resident_mb - done[4].resident_mb
     yield Row("memory of one worker, peak", "GB", peak / 1e3, target="< 2 GB", met=peak < 2e3)
-    yield Row(f"memory of one worker, growth over {trials} trials", "MB", growth, target="< 50 MB", met=growth < 50)
+    yield Row(f"memory of one worker, growth in {trials} trials", "MB", growth, target="< 50 MB", met=growth < 50)
 
 
 def engine(effort: Effort) -> Iterator[Row]:
@@ -439,17 +435,17 @@ def engine(effort: Effort) -> Iterator[Row]:
     gl.use_backend()
     with tempfile.TemporaryDirectory() as one, contextlib.closing(Serial(Path(one))) as serial:
         serial.play(1 + effort.engine_episodes)
-        yield engine_row("one process", outside_ms(serial.log))
+        yield engine_row("1 worker", outside_ms(serial.log))
         with tempfile.TemporaryDirectory() as two, contextlib.closing(Pooled(Path(two))) as pooled:
             asked = len(pooled.policy.asked)
             cpu = pooled.play(2 * effort.engine_episodes).cpu
-            yield engine_row("two workers: main process", 1e3 * cpu / (len(pooled.policy.asked) - asked))
-            yield engine_row("two workers: a worker", outside_ms(pooled.log))
+            yield engine_row("2 workers, main process", 1e3 * cpu / (len(pooled.policy.asked) - asked))
+            yield engine_row("2 workers, each worker", outside_ms(pooled.log))
             yield second_worker(serial, pooled, effort.worker_blocks)
 
 
 def engine_row(where: str, cpu_ms: float) -> Row:
-    return Row(f"engine per step at chunk 1, {where}", "ms CPU", cpu_ms, target="< 0.5 ms", met=cpu_ms < 0.5)
+    return Row(f"engine, chunk 1, {where}", "ms CPU", cpu_ms, target="< 0.5 ms", met=cpu_ms < 0.5)
 
 
 def second_worker(serial: Serial, pooled: Pooled, blocks: int) -> Row:
@@ -460,14 +456,14 @@ def second_worker(serial: Serial, pooled: Pooled, blocks: int) -> Row:
     one, two = map(median, zip(*costs, strict=True))
     rates = 60 * 2 / one.wall, 60 * 4 / two.wall
     ratio = rates[1] / rates[0]
-    what = f"{EPISODE_STEPS}-step episodes at chunk 10: one worker, two"
+    what = f"{EPISODE_STEPS}-step episodes, chunk 10, 1 and 2 workers"
     return Row(what, "a minute", rates[1], rates[0], "1.3x", ratio >= 1.3, ratio)
 
 
 # What is printed
 
 
-_LINE = "{:<49} {:<10} {:>9} {:>8} {:>7}  {:<9} {}"
+_LINE = "{:<46} {:<8} {:>9} {:>8} {:>7}  {:<8} {}"
 
 
 def line(row: Row) -> str:

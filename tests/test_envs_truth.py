@@ -132,7 +132,7 @@ if __name__ == "__main__":  # before vla_bench is imported
 
 from vla_bench.gl import use_backend  # noqa: E402
 from vla_bench.registry import SUITES, make_suite  # noqa: E402
-from vla_bench.types import Episode, Float32  # noqa: E402
+from vla_bench.types import Episode, Float32, Frame  # noqa: E402
 
 core = importlib.import_module("vla_bench.envs.robosuite_core")
 oracle = importlib.import_module("vla_bench.policies.oracle")
@@ -182,11 +182,14 @@ def test_random_actions_do_what_they_do_upstream(case: Case, tmp_path: Path) -> 
     actions = np.random.default_rng(case.trial).uniform(-1, 1, (STEPS, 7)).astype(np.float32)
     with upstream(case, actions, None if case.all_pictures else SOME, tmp_path) as answer, ours(case) as env:
         single = played(env, case, actions, [1] * STEPS, SOME)
+        env.record(every=1 if case.all_pictures else 0)
         chunked = played(env, case, actions, [10] * (STEPS // 10), SOME)
+        film = list(env.film())
         theirs = answer.result()
         assert_same_scene(env, theirs)
     assert_same(single, theirs, STEPS)
     assert_same(chunked, theirs, STEPS)
+    assert_same_film(film, theirs, STEPS + 1 if case.all_pictures else 1)
 
 
 @pytest.mark.parametrize("case", [LIFT, STOVE], ids=["Lift", "stove"])
@@ -311,6 +314,13 @@ def assert_same(rows: Sequence[Row], theirs: dict[str, NDArray[Any]], last: int)
         for camera, image in row.images.items():
             assert_bits(image, theirs[camera][row.step], f"{camera} {where}")
         assert row.success == theirs["success"][row.step], where
+
+
+def assert_same_film(film: Sequence[Frame], theirs: dict[str, NDArray[Any]], frames: int) -> None:
+    assert len(film) == frames
+    for step, images in film:
+        for camera, image in images.items():
+            assert_bits(image, theirs[camera][step], f"film of {camera} after {step} steps")
 
 
 def assert_bits(got: NDArray[Any], expected: NDArray[Any], what: str) -> None:

@@ -15,8 +15,8 @@ LAYERS = (
     {"config", "geometry", "registry", "chunking", "store", "provenance", "stats", "gl", "video", "published"}
     | {f"stats_{topic}" for topic in ("anytime", "many", "paired", "planning", "tasks", "unpaired")},
     {"rollout", "tables", "gym"},
-    {"inference", "pool", "runner", "plots"},
-    {"report", "leaderboard", "compare", "regression", "duel", "doctor"},
+    {"inference", "pool", "runner", "plots", "sections"},
+    {"report", "report_data", "leaderboard", "pairing", "compare", "baseline", "regression", "ci", "duel", "doctor"},
     {"cli", "pytest_plugin"},
     {"__init__", "__main__"},
 )

@@ -32,6 +32,11 @@ Find out how good a vision-language-action policy is, on your own machine.
 
   run      play a policy on a suite's episodes; the same command again resumes
   show     the table of a run: success with intervals, latency, where the time went
+  compare  two runs on the same episodes: who is better, and how sure is that
+  duel     play two policies on the same episodes until it is clear who is better
+  check    is a run as good as the baseline? for CI
+  leaderboard  all runs of a folder: one table per suite and protocol, letters for ranks
+  report   a web page with tables, figures and films of runs
   list     suites, tasks of a suite, policies
   doctor   what this machine can run, and what to type where it cannot
 
@@ -50,6 +55,70 @@ class ShowConfig:
     """Print everything as JSON."""
     markdown: bool = False
     """Print the task table as Markdown, to paste."""
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Compare two runs episode by episode. Exit code 0: one is better, 2: undecided, 3: not comparable."""
+
+    run_a: str
+    """Run directory of A."""
+    run_b: str
+    """Run directory of B."""
+    alpha: float = 0.05
+    """Chance of naming a better one where there is none; intervals have confidence 1 - alpha."""
+    force: bool = False
+    """Compare although protocols or scenes differ, and say so."""
+    json: bool = False
+    """Print everything as JSON."""
+    markdown: bool = False
+    """Print as Markdown, to paste."""
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """Hold a run against a baseline. Exit code 0: pass, 1: regression, 2: undecided, 3: not comparable."""
+
+    run: str
+    """Run directory."""
+    baseline: str
+    """The baseline's file (results/baselines/NAME.jsonl)."""
+    margin: float = 0.05
+    """The loss of success rate that is accepted: 0.05 is five points."""
+    alpha: float = 0.05
+    """Chance of passing a greater loss, and of a false alarm."""
+    max_latency_ratio: float | None = None
+    """How many times the baseline's median latency per inference is accepted; any when absent."""
+    junit: str | None = None
+    """Also write the verdict to this file as JUnit XML, one test case per task."""
+    update: bool = False
+    """Make this run the baseline instead of checking it."""
+    json: bool = False
+    """Print everything as JSON."""
+
+
+@dataclass(frozen=True)
+class LeaderboardConfig:
+    """Rank all runs of a folder, one table per suite and protocol, beside published numbers."""
+
+    results: str = "results"
+    """Folder that holds run directories."""
+    json: bool = False
+    """Print everything as JSON."""
+    markdown: bool = False
+    """Print as Markdown, to paste."""
+    out: str | None = None
+    """Write to this file instead; a name ending in .json or .md chooses the format."""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Write a folder with a web page (index.html), Markdown, CSV and the figures of runs."""
+
+    runs: tuple[str, ...]
+    """Run directories, or folders of them."""
+    out: str
+    """The folder to write, such as reports/NAME."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +158,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    commands: dict[str, Callable[[list[str]], int]] = {"run": _run, "show": _show, "list": _list, "doctor": _doctor}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "run": _run,
+        "show": _show,
+        "compare": _compare,
+        "duel": _duel,
+        "check": _check,
+        "leaderboard": _leaderboard,
+        "report": _report,
+        "list": _list,
+        "doctor": _doctor,
+    }
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return EXIT_DONE if arguments else EXIT_USAGE
@@ -164,6 +243,108 @@ def _print_run(path: str, as_json: bool, as_markdown: bool = False) -> None:
         print(json.dumps(tables.to_json(summary), indent=2))
     else:
         print(tables.render_markdown(summary) if as_markdown else tables.render_text(summary))
+
+
+def _compare(arguments: list[str]) -> int:
+    from vla_bench import compare
+
+    config = _parse(CompareConfig, "compare", arguments, positional=("run_a", "run_b"))
+    result = compare.compare(config.run_a, config.run_b, config.alpha, config.force)
+    if config.json:
+        print(json.dumps(compare.to_json(result), indent=2))
+    else:
+        print(compare.render_markdown(result) if config.markdown else compare.render_text(result))
+    return compare.exit_code(result)
+
+
+def _duel(arguments: list[str]) -> int:
+    from vla_bench import duel
+
+    config = _parse(duel.DuelConfig, "duel", arguments, positional=("policy_a", "policy_b"))
+    with _DuelProgress() as progress:
+        result = duel.duel(config, progress.score)
+    for note in result.notes:
+        print(f"vla-bench: {note}", file=sys.stderr)
+    print(json.dumps(duel.to_json(result), indent=2) if config.json else duel.render_text(result))
+    if result.interrupted:
+        print("vla-bench: interrupted; the same command resumes.", file=sys.stderr)
+    if result.failure:
+        print(f"vla-bench: {result.failure} The tracebacks are in errors.log of the runs.", file=sys.stderr)
+    return duel.exit_code(result)
+
+
+def _check(arguments: list[str]) -> int:
+    from vla_bench import ci, regression
+
+    config = _parse(CheckConfig, "check", arguments, positional=("run",))
+    if config.update:
+        return _update_baseline(config)
+    gate = regression.check(config.run, config.baseline, config.margin, config.alpha, config.max_latency_ratio)
+    print(json.dumps(regression.to_json(gate), indent=2) if config.json else regression.render_text(gate))
+    if config.junit is not None:
+        _write(Path(config.junit), ci.junit(gate), "w")
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        _write(Path(summary), regression.render_markdown(gate), "a")
+    if os.environ.get("GITHUB_ACTIONS"):
+        print("\n".join(ci.github_annotations(gate)), file=sys.stderr if config.json else sys.stdout)
+    return regression.exit_code(gate)
+
+
+def _update_baseline(config: CheckConfig) -> int:
+    from vla_bench import baseline
+
+    new, file = baseline.make_baseline(config.run), Path(config.baseline)
+    before = ""
+    with contextlib.suppress(UsageError):  # there is none, or none that can be read
+        before = f" It was {baseline.describe(baseline.read_baseline(file))}."
+    baseline.write_baseline(new, file)
+    print(f"The baseline {file} is now {baseline.describe(new)}.{before}")
+    return EXIT_DONE
+
+
+def _write(file: Path, text: str, mode: str) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open(mode, encoding="utf-8") as stream:
+            stream.write(text)
+    except OSError as error:
+        raise UsageError(f"Could not write {file}: {error.strerror or error}.") from error
+
+
+def _leaderboard(arguments: list[str]) -> int:
+    from vla_bench import leaderboard
+
+    config = _parse(LeaderboardConfig, "leaderboard", arguments, positional=("results",))
+    board, ending = leaderboard.load_leaderboard(config.results), Path(config.out or "").suffix
+    if config.json or ending == ".json":
+        text = json.dumps(leaderboard.to_json(board), indent=2, ensure_ascii=False, allow_nan=False)
+    elif config.markdown or ending == ".md":
+        text = leaderboard.render_markdown(board)
+    else:
+        text = leaderboard.render_text(board)
+    if config.out is None:
+        print(text)
+    else:
+        _write(Path(config.out), text + "\n", "w")
+        print(config.out)
+    return EXIT_DONE
+
+
+def _report(arguments: list[str]) -> int:
+    from vla_bench import report
+
+    config = _parse(ReportConfig, "report", _gather_runs(arguments))
+    print(report.write_report(config.runs, config.out))
+    return EXIT_DONE
+
+
+def _gather_runs(arguments: Sequence[str]) -> list[str]:
+    """The same with all words that belong to no flag after one --runs. Raises UsageError when there are none."""
+    places = _free_words(ReportConfig, arguments)
+    rest = [argument for place, argument in enumerate(arguments) if place not in places]
+    if not places and not {"-h", "--help", "--runs"} & {argument.split("=")[0] for argument in rest}:
+        raise UsageError("vla-bench report needs RUN ... --out FOLDER; see vla-bench report --help.")
+    return [*rest, *(["--runs", *(arguments[place] for place in places)] if places else [])]
 
 
 def _list(arguments: list[str]) -> int:
@@ -243,7 +424,7 @@ def _parse(config: type[T], command: str, arguments: list[str], positional: Sequ
     import tyro
 
     _refuse_unknown_flags(config, command, arguments)
-    flags = _name_positionals(arguments, positional, command)
+    flags = _name_positionals(config, arguments, positional, command)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -262,15 +443,46 @@ def _refuse_unknown_flags(config: type[Any], command: str, arguments: Sequence[s
             raise unknown_name(f"flag of vla-bench {command}", argument, known)
 
 
-def _name_positionals(arguments: Sequence[str], names: Sequence[str], command: str) -> list[str]:
-    """Leading words without dashes become the flags of those names."""
-    words = [argument for argument in arguments if not argument.startswith("-")] if names else []
+def _name_positionals(config: type[Any], arguments: Sequence[str], names: Sequence[str], command: str) -> list[str]:
+    """Words that belong to no flag become the flags of those names."""
+    places = _free_words(config, arguments) if names else []
+    words = [arguments[place] for place in places]
+    title = " ".join(names).upper()
     if len(words) > len(names):
-        raise UsageError(f"vla-bench {command} takes {' '.join(names).upper()}, got one word too many: {words[-1]!r}.")
-    if names and not words and not {"-h", "--help", f"--{names[0]}"} & set(arguments):
-        raise UsageError(f"vla-bench {command} needs {names[0].upper()}; see vla-bench {command} --help.")
-    rest = [argument for argument in arguments if argument not in words]
-    return [part for name, word in zip(names, words, strict=False) for part in (f"--{name}", word)] + rest
+        raise UsageError(f"vla-bench {command} takes {title}, got one word too many: {words[len(names)]!r}.")
+    flags = {argument.split("=")[0].replace("_", "-") for argument in arguments if argument.startswith("-")}
+    named = [f"--{name.replace('_', '-')}" for name in names]
+    missing = [name for name, flag in zip(names, named, strict=True) if _required(config, name) and flag not in flags]
+    if len(words) < len(missing) and not {"-h", "--help"} & flags:
+        needed = " ".join(name for name in names if _required(config, name)).upper()
+        raise UsageError(f"vla-bench {command} needs {needed}; see vla-bench {command} --help.")
+    rest = [argument for place, argument in enumerate(arguments) if place not in places]
+    return [part for flag, word in zip(named, words, strict=False) for part in (flag, word)] + rest
+
+
+def _free_words(config: type[Any], arguments: Sequence[str]) -> list[int]:
+    """Places of the words that are neither a flag nor the value of the flag before them."""
+    fields = {"--" + field.name.replace("_", "-"): field for field in dataclasses.fields(config)}
+    places, values = list[int](), 0
+    for place, argument in enumerate(arguments):
+        if argument.startswith("-"):
+            values = _values(fields.get(argument.replace("_", "-")))
+        elif values:
+            values -= 1
+        else:
+            places.append(place)
+    return places
+
+
+def _values(field: dataclasses.Field[Any] | None) -> int:
+    """The most words that may follow a flag as its values."""
+    if field is None or isinstance(field.default, bool):  # also --flag=value
+        return 0
+    return sys.maxsize if str(field.type).startswith("tuple") else 1
+
+
+def _required(config: type[Any], name: str) -> bool:
+    return {field.name: field.default for field in dataclasses.fields(config)}[name] is dataclasses.MISSING
 
 
 def _first_sentence(box: str) -> str:
@@ -325,6 +537,29 @@ class _Progress:
             low, high = wilson(sum(verdicts), len(verdicts))
             rate = f"{sum(verdicts) / len(verdicts):.0%} [{low:.0%}, {high:.0%}]"
             self._bar.set_postfix_str(f"success {rate}{f', {unjudged} broken' if unjudged else ''}")
+
+
+class _DuelProgress:
+    """A progress bar of a duel's pairs with both rates and the evidence, on stderr."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def __enter__(self) -> _DuelProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def score(self, score: Any, pairs: int) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None:
+            self._bar = tqdm(total=pairs, initial=score.seen, unit="pair", dynamic_ncols=True, mininterval=0)
+        self._bar.update(score.seen - self._bar.n)
+        evidence = f"evidence {score.e_value:.3g} of {1 / score.alpha:.3g}"
+        self._bar.set_postfix_str(f"A {score.successes_a}, B {score.successes_b} of {score.pairs}, {evidence}")
 
 
 def _aligned(rows: Sequence[dict[str, Any]]) -> str:

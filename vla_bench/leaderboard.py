@@ -129,11 +129,8 @@ def board_of(section: Section) -> Board:
     comparisons = _compare_all(section, judged)
     lettered = dict(zip(judged, _letters(judged, comparisons), strict=True))
     unequal = sum(comparison.unequal_scenes > 0 for comparison in comparisons)
-    notes = [
-        *section.notes,
-        *(_broken_note(standing) for standing in standings if standing.broken),
-        *([f"{unequal} comparisons leave out episodes whose scenes are not equal."] if unequal else []),
-    ]
+    scenes = f"{unequal} of {len(comparisons)} comparisons leave out episodes whose scenes are not shown to be equal."
+    notes = [*section.notes, *([scenes] if unequal else [])]
     return Board(
         section.suite,
         section.protocol_hash,
@@ -180,7 +177,12 @@ def _best_first(standing: Standing) -> tuple[bool, float, int, str]:
     return standing.rate is None, -(standing.rate or 0.0), -standing.episodes, standing.label
 
 
-def _broken_note(standing: Standing) -> str:
+def broken_lines(board: Board) -> list[str]:
+    """A sentence with both bounds for everyone who has broken episodes."""
+    return [_broken_line(standing) for standing in board.standings if standing.broken]
+
+
+def _broken_line(standing: Standing) -> str:
     worst, best = (f"{100 * rate:.1f} %" for rate in standing.bounds)
     episodes = "episode" if standing.broken == 1 else "episodes"
     return (
@@ -331,20 +333,21 @@ def _comparison_cells(comparison: Comparison) -> tuple[str, ...]:
         f"{100 * comparison.difference:+.1f} pp",
         f"{100 * comparison.interval.low:+.1f} – {100 * comparison.interval.high:+.1f} pp",
         comparison.test,
-        p_value(comparison.p),
-        p_value(comparison.p_holm),
+        p_text(comparison.p).removeprefix("= "),
+        p_text(comparison.p_holm).removeprefix("= "),
     )
 
 
 def _board_text(board: Board) -> str:
     title = f"=== {board.title}, protocol {board.protocol_hash} ==="
-    notes = [f"  {note}" for note in board.notes]
+    notes = [f"  {note}" for note in (*board.notes, *broken_lines(board))]
     return "\n".join([title, "", _aligned(standings_table(board)), *([""] if notes else []), *notes])
 
 
 def _board_markdown(board: Board) -> str:
     parts = [f"## {board.title}, protocol `{board.protocol_hash}`", pipe_table(standings_table(board))]
-    return "\n\n".join([*parts, *([_bullets(board.notes)] if board.notes else [])])
+    notes = [*board.notes, *broken_lines(board)]
+    return "\n\n".join([*parts, *([_bullets(notes)] if notes else [])])
 
 
 def _published_tables(leaderboard: Leaderboard) -> list[tuple[str, list[tuple[str, ...]]]]:
@@ -395,9 +398,9 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def p_value(p: float) -> str:
-    """Never a bare 0."""
-    return f"{p:.4f}" if p >= 0.0001 else f"{p:.0e}"
+def p_text(p: float) -> str:
+    """With its relation; never a bare 0, and never rounded over the level it is compared with."""
+    return "< 0.0001" if p < 0.0001 else f"= {p:.4f}" if round(p, 4) != ALPHA else f"= {p:.6f}"
 
 
 def _plain(value: float | None) -> str:

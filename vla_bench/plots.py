@@ -1,8 +1,8 @@
 """Figures: a table and an `ax` go in, the `ax` comes out. Nothing is computed here; intervals and shares are columns.
 
-Policies and tasks are drawn in the order in which the table first names them, in the same colour and with the same
-marker in every figure. Colours of ink, paper and policies are unique, so that `inline_svg` can exchange them for CSS
-variables and the page can show the same drawing on a dark ground.
+Policies and tasks are drawn in the order in which the table first names them. A `policy` column that is a pandas
+category fixes order, colour and marker of every policy, so that several figures agree. Colours of ink, paper and
+policies are unique: `inline_svg` exchanges them for CSS variables, and a page shows the same drawing on a dark ground.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ VARIABLES = (
     | {colour: f"--part-{n}" for n, colour in enumerate(PARTS)}
 )
 """Colour -> the CSS variable that stands for it inline."""
-WIDTH = 7.2  # inches: a page's text width, and two columns of a paper
+WIDTH = 6.6  # inches: both columns of a paper
+HALF_WIDTH = 4.4
+MOST_BANDS = 3  # more would only cover each other
 NAME_WIDTH = 46  # characters of a task's name
 DPI = 180
 
@@ -67,6 +69,7 @@ def save(ax: Axes, stem: Path) -> str:
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box in the PNG, right in the SVG
         text = io.StringIO()
         figure.savefig(stem.with_suffix(".png"), dpi=_dpi(figure))
+        figure.set_layout_engine("none")  # as laid out for the PNG: the second time takes as long as the first
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     svg = _rounded(text.getvalue())
     stem.with_suffix(".svg").write_text(svg, encoding="utf-8")
@@ -96,14 +99,14 @@ def forest(rates: pd.DataFrame, ax: Axes) -> Axes:
 
     `rate` is NaN where nothing was judged: then the interval is drawn without its point.
     """
-    tasks, policies = _order(rates, "task"), _order(rates, "policy")
+    tasks, places = _order(rates, "task"), _places(rates)
     row = {task: n for n, task in enumerate(tasks)}
     overall = set(rates.loc[rates["overall"], "task"])
-    spread = min(0.78, 0.19 * len(policies))
+    spread = min(0.78, 0.19 * len(places))
     handles = list[Any]()
-    for n, policy in enumerate(policies):
+    for level, (policy, n) in enumerate(places.items()):
         own = rates[rates["policy"] == policy]
-        offset = spread * ((n + 0.5) / len(policies) - 0.5)
+        offset = spread * ((level + 0.5) / len(places) - 0.5)
         y = [row[task] + offset for task in own["task"]]
         colour, marker = SERIES[n % len(SERIES)], MARKERS[n % len(MARKERS)]
         ax.hlines(y, 100 * own["low"], 100 * own["high"], color=colour, linewidth=1.3)
@@ -114,19 +117,23 @@ def forest(rates: pd.DataFrame, ax: Axes) -> Axes:
         ax.axhline(len(tasks) - len(overall) - 0.5, color=MUTED, linewidth=0.8)
     _task_ticks(ax, tasks)
     _percent_axis(ax, "success rate")
-    return _legend(ax, handles, policies, room=58)
+    return _legend(ax, handles, list(places), room=52)
 
 
 def forest_size(tasks: int, policies: int) -> Size:
-    """Room for every interval; beyond 200 of them they come closer."""
-    pitch = 0.11 if tasks * policies <= 200 else 0.07
+    """Room for every interval; the more there are, the closer they come."""
+    pitch = 0.11 if tasks * policies <= 60 else 0.085 if tasks * policies <= 200 else 0.065
     return Size(WIDTH, 0.8 + tasks * max(0.21, pitch * policies + 0.06))
 
 
 def heatmap(rates: pd.DataFrame, ax: Axes) -> Axes:
     """Success rates as a table of colours, tasks by policies. Columns: policy, task, rate (NaN leaves a dash)."""
-    tasks, policies = _order(rates, "task"), _order(rates, "policy")
-    table = rates.pivot(index="task", columns="policy", values="rate").reindex(index=tasks, columns=policies)
+    tasks, policies = _order(rates, "task"), list(_places(rates))
+    table = (
+        rates.astype({"policy": "str"})
+        .pivot(index="task", columns="policy", values="rate")
+        .reindex(index=tasks, columns=policies)
+    )
     cells = table.to_numpy(float)
     ax.pcolormesh(cells, cmap="cividis", vmin=0, vmax=1, edgecolor=PAPER, linewidth=1.2)
     size = 7.5 if len(tasks) <= 40 else 6.5
@@ -157,8 +164,8 @@ def heatmap_size(tasks: int, policies: int) -> Size:
 
 def latency_ecdf(latencies: pd.DataFrame, ax: Axes) -> Axes:
     """Share of policy calls answered in a time. Columns: policy, latency_ms, share, mark ("" or "p95" and so on)."""
-    policies, handles = _order(latencies, "policy"), list[Any]()
-    for n, policy in enumerate(policies):
+    places, handles = _places(latencies), list[Any]()
+    for policy, n in places.items():
         own = latencies[latencies["policy"] == policy].sort_values(["latency_ms", "share"])
         line, marks = own[own["mark"] == ""], own[own["mark"] != ""]
         colour = SERIES[n % len(SERIES)]
@@ -174,7 +181,8 @@ def latency_ecdf(latencies: pd.DataFrame, ax: Axes) -> Axes:
         )
     for mark, share in dict(latencies.loc[latencies["mark"] != "", ["mark", "share"]].to_numpy().tolist()).items():
         ax.axhline(100 * share, color=MUTED, linewidth=0.6, linestyle=(0, (2, 3)), zorder=1)
-        ax.text(1.008, 100 * share, mark, transform=ax.get_yaxis_transform(), va="center", color=MUTED, fontsize=7.5)
+        level = "bottom" if share > 0.97 else "top" if share > 0.9 else "center"  # p95 and p99 are close
+        ax.text(1.008, 100 * share, mark, transform=ax.get_yaxis_transform(), va=level, color=MUTED, fontsize=7)
     if len(latencies) and latencies["latency_ms"].min() > 0:
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter(_plain_number)
@@ -182,7 +190,7 @@ def latency_ecdf(latencies: pd.DataFrame, ax: Axes) -> Axes:
     ax.set_ylim(0, 101)
     ax.set_xlabel("time per policy call, ms")
     ax.set_ylabel("calls answered, %")
-    return _legend(ax, handles, policies, room=90)
+    return _legend(ax, handles, list(places), room=54)
 
 
 def stage_bars(stages: pd.DataFrame, ax: Axes) -> Axes:
@@ -202,26 +210,26 @@ def wall_split(split: pd.DataFrame, ax: Axes) -> Axes:
 
 def bars_size(policies: int) -> Size:
     """One bar per policy."""
-    return Size(WIDTH, 0.95 + 0.3 * policies)
+    return Size(HALF_WIDTH, 0.95 + 0.3 * policies)
 
 
 def success_over_steps(solved: pd.DataFrame, ax: Axes) -> Axes:
     """Share of episodes solved within so many control steps. Columns: policy, step, share, low, high."""
-    policies, handles = _order(solved, "policy"), list[Any]()
-    for n, policy in enumerate(policies):
+    places, handles = _places(solved), list[Any]()
+    for policy, n in places.items():
         own, colour = solved[solved["policy"] == policy], SERIES[n % len(SERIES)]
         handles += ax.step(own["step"], 100 * own["share"], where="post", color=colour, linewidth=1.6)
-        if len(policies) <= 3:  # more bands would only cover each other
+        if len(places) <= MOST_BANDS:
             low, high = 100 * own["low"], 100 * own["high"]
             ax.fill_between(own["step"], low, high, step="post", color=colour, alpha=0.13, linewidth=0)
     ax.set_xlim(left=0)
     ax.set_ylim(0, 101)
     ax.set_xlabel("control steps")
     ax.set_ylabel("episodes solved, %")
-    return _legend(ax, handles, policies, room=90)
+    return _legend(ax, handles, list(places), room=54)
 
 
-CURVE_SIZE = Size(WIDTH, 3.3)
+CURVE_SIZE = Size(HALF_WIDTH, 2.9)
 
 
 # --- parts ---
@@ -229,7 +237,7 @@ CURVE_SIZE = Size(WIDTH, 3.3)
 
 def _stacked(parts: pd.DataFrame, ax: Axes, form: str) -> None:
     """Horizontal bars of the columns policy, part, value; values are written where they have room."""
-    policies, names = _order(parts, "policy"), _order(parts, "part")
+    policies, names = list(_places(parts)), _order(parts, "part")
     widest = max([parts.loc[parts["policy"] == policy, "value"].sum() for policy in policies], default=0.0)
     ends, handles = dict.fromkeys(policies, 0.0), list[Any]()
     for n, name in enumerate(names):
@@ -245,16 +253,26 @@ def _stacked(parts: pd.DataFrame, ax: Axes, form: str) -> None:
                 middle = left + value / 2
                 text = form.format(value)
                 ax.text(middle, row, text, ha="center", va="center", color=ON_DARK_CELL, fontsize=7.5)
-    ax.set_yticks(range(len(policies)), _names(policies, 28))
+    ax.set_yticks(range(len(policies)), _names(policies, 22))
     ax.set_ylim(len(policies) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     ax.grid(visible=False, axis="y")
     ax.spines["left"].set_visible(False)
-    _legend(ax, handles, names, room=80)
+    _legend(ax, handles, names, room=46)
 
 
 def _order(table: pd.DataFrame, column: str) -> list[str]:
     return [str(name) for name in dict.fromkeys(table[column])]
+
+
+def _places(table: pd.DataFrame) -> dict[str, int]:
+    """Policy -> number of its colour and marker, for the policies that have rows."""
+    import pandas as pd
+
+    present = _order(table, "policy")
+    if not isinstance(table["policy"].dtype, pd.CategoricalDtype):
+        return {policy: n for n, policy in enumerate(present)}
+    return {str(policy): n for n, policy in enumerate(table["policy"].cat.categories) if policy in present}
 
 
 def _names(names: Sequence[str], width: int) -> list[str]:
@@ -290,12 +308,14 @@ def _legend(ax: Axes, handles: Sequence[Any], names: Sequence[str], room: int) -
         columns = max(1, min(len(names), room // (max(map(len, short)) + 5)))
         rows = -(-len(names) // columns)
         columns = -(-len(names) // rows)
+        by_rows = [n for column in range(columns) for n in range(column, len(names), columns)]
         ax.legend(
-            *(handles, short),
+            *([handles[n] for n in by_rows], [short[n] for n in by_rows]),
             loc="lower left",
             bbox_to_anchor=(-0.01, 1.0),
             ncols=columns,
             fontsize=8,
+            labelcolor=INK,
             frameon=False,
             handlelength=1.5,
             columnspacing=1.4,

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -376,7 +377,7 @@ def _overall_sentence(row: GateRow, margin: float, alpha: float) -> str:
     if row.missing:
         return f"{counts} A pass takes all of them: run the missing ones."
     return (
-        f"{counts} At {100 * (1 - alpha):g} % confidence the loss is below {-100 * row.low:.1f} points, which is more "
+        f"{counts} At {100 * (1 - alpha):g} % confidence the loss is below {ceil(-1000 * row.low) / 10:g} points, more "
         f"than the {100 * margin:g} accepted: more episodes would tell."
     )
 

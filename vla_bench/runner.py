@@ -106,12 +106,21 @@ def protocol(suite: Suite, config: RunConfig) -> dict[str, object]:
     }
 
 
-def run(config: RunConfig, watcher: Watcher | None = None) -> Outcome:
-    """Play what is not yet stored of the run, and say how it ended. Ctrl-C ends it early, losing nothing.
+class Job(NamedTuple):
+    """A run that is ready to be played: everything is made and checked, nothing is written yet."""
 
-    Raises UsageError for what the user can mend.
-    """
-    watcher = watcher or Silent()
+    config: RunConfig
+    suite: Suite
+    policy: Policy
+    answers: LocalPolicy
+    """The policy as the engine calls it. One for the whole run: it counts the cold calls."""
+    info: RunInfo
+    episodes: list[Episode]
+    workers: int
+
+
+def prepare(config: RunConfig) -> Job:
+    """Suite, policy and plan of the run. Raises UsageError for what the user can mend."""
     suite = make_suite(config.suite, config.suite_args)
     episodes = plan(suite, config)
     workers = min(worker_count(config.workers), len(episodes))
@@ -126,14 +135,28 @@ def run(config: RunConfig, watcher: Watcher | None = None) -> Outcome:
         provenance=gather(),
         control_hz=suite.control_hz,
     )
-    with RunStore.open(config.path(), info, config.overwrite) as store:
-        todo = [episode for episode in episodes if episode not in store.done()]
-        watcher.start(store.path, len(episodes), store.rows(episodes), store.notes)
-        rollouts = _serial(config, suite, policy, todo) if workers <= 1 else _pooled(config, policy, todo, workers)
-        ending = _consume(rollouts, config, store, watcher)
-    rows = store.rows(episodes)
+    return Job(config, suite, policy, LocalPolicy(policy, config.timeout), info, episodes, workers)
+
+
+def run(config: RunConfig, watcher: Watcher | None = None) -> Outcome:
+    """Play what is not yet stored of the run, and say how it ended. Ctrl-C ends it early, losing nothing.
+
+    Raises UsageError for what the user can mend.
+    """
+    watcher = watcher or Silent()
+    job = prepare(config)
+    with RunStore.open(config.path(), job.info, config.overwrite) as store:
+        todo = [episode for episode in job.episodes if episode not in store.done()]
+        watcher.start(store.path, len(job.episodes), store.rows(job.episodes), store.notes)
+        ending = _consume(play(job, todo), config, store, watcher)
+    rows = store.rows(job.episodes)
     judged = sum(row.success is not None for row in rows)
-    return Outcome(store.path, len(episodes), judged, len(rows) - judged, *ending, notes=tuple(store.notes))
+    return Outcome(store.path, len(job.episodes), judged, len(rows) - judged, *ending, notes=tuple(store.notes))
+
+
+def play(job: Job, todo: Sequence[Episode]) -> Generator[Rollout]:
+    """One rollout per episode: in order with one worker, as they are finished with more. Close it to stop early."""
+    return _serial(job, todo) if job.workers <= 1 else _pooled(job, todo)
 
 
 class _Ending(NamedTuple):
@@ -146,7 +169,7 @@ def _consume(rollouts: Generator[Rollout], config: RunConfig, store: RunStore, w
     started, in_a_row = time.perf_counter(), 0
     try:
         for rollout in rollouts:
-            _keep(rollout, config, store)
+            keep(rollout, config, store)
             watcher.row(rollout.result)
             in_a_row = in_a_row + 1 if rollout.result.success is None else 0
             if in_a_row == MAX_BROKEN_IN_A_ROW:
@@ -159,12 +182,18 @@ def _consume(rollouts: Generator[Rollout], config: RunConfig, store: RunStore, w
         return _Ending(failure=str(failure))
     finally:
         rollouts.close()
-        earlier = store.previous.provenance.get("run_seconds", 0.0) if store.previous else 0.0
-        store.record_provenance(run_seconds=round(float(str(earlier)) + time.perf_counter() - started, 3))
+        record_seconds(store, time.perf_counter() - started)
     return _Ending()
 
 
-def _keep(rollout: Rollout, config: RunConfig, store: RunStore) -> None:
+def record_seconds(store: RunStore, seconds: float) -> None:
+    """Adds the wall time of this session to what run.json says of earlier ones."""
+    earlier = store.previous.provenance.get("run_seconds", 0.0) if store.previous else 0.0
+    store.record_provenance(run_seconds=round(float(str(earlier)) + seconds, 3))
+
+
+def keep(rollout: Rollout, config: RunConfig, store: RunStore) -> None:
+    """Store the row, the inferences and, where asked for or needed, actions and traceback."""
     if config.record_actions and rollout.result.success is not None:
         record_actions(config.record_actions, rollout.result.episode, rollout.actions)
     store.append(rollout.result, rollout.inferences)
@@ -172,11 +201,12 @@ def _keep(rollout: Rollout, config: RunConfig, store: RunStore) -> None:
         store.log_error(str(rollout.result.episode), rollout.trace)
 
 
-def _serial(config: RunConfig, suite: Suite, policy: Policy, todo: Sequence[Episode]) -> Generator[Rollout]:
+def _serial(job: Job, todo: Sequence[Episode]) -> Generator[Rollout]:
     """Simulator and policy in this process."""
+    config, policy = job.config, job.policy
     cameras = [camera.name for camera in policy.spec.cameras]
-    actor = Actor(LocalPolicy(policy, config.timeout), config.make_chunking())
-    stage = Stage(suite, cameras, actor, attach(policy), Filming(config.video, config.path()))
+    actor = Actor(job.answers, config.make_chunking())
+    stage = Stage(job.suite, cameras, actor, attach(policy), Filming(config.video, config.path()))
     try:
         for episode in todo:
             yield _attempted(stage, episode)
@@ -193,8 +223,9 @@ def _attempted(stage: Stage, episode: Episode) -> Rollout:
     raise AssertionError("unreachable")
 
 
-def _pooled(config: RunConfig, policy: Policy, todo: Sequence[Episode], workers: int) -> Generator[Rollout]:
+def _pooled(job: Job, todo: Sequence[Episode]) -> Generator[Rollout]:
     """Simulators in processes of their own, the policy here."""
+    config, policy = job.config, job.policy
     recipe = (config.policy, config.checkpoint, config.policy_args, config.timeout)
     setups = [
         WorkerSetup(
@@ -206,6 +237,6 @@ def _pooled(config: RunConfig, policy: Policy, todo: Sequence[Episode], workers:
             slot=slot,
             privileged=recipe if policy.spec.privileged else None,
         )
-        for slot in range(workers)
+        for slot in range(job.workers)
     ]
-    yield from Pool(setups, LocalPolicy(policy, config.timeout), config.batch_size, MAX_ATTEMPTS).rollouts(todo)
+    yield from Pool(setups, job.answers, config.batch_size, MAX_ATTEMPTS).rollouts(todo)

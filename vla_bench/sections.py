@@ -49,7 +49,10 @@ class Run:
     def machine(self) -> str:
         """What it ran on, as far as run.json says."""
         machine = self.info.provenance.get("machine")
-        return ", ".join(str(part) for part in machine.values()) if isinstance(machine, Mapping) else ""
+        if not isinstance(machine, Mapping):
+            return ""
+        parts = [f"{part} {name}" if name == "cores" else str(part) for name, part in machine.items()]
+        return ", ".join(reversed(parts))
 
 
 class Found(NamedTuple):

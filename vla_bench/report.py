@@ -1,0 +1,658 @@
+"""Runs -> a folder: index.html (one self-contained page), report.md, episodes.csv, tasks.csv and figures/.
+
+Every suite, protocol hash and perturbation has a section of its own; nothing is averaged over sections.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
+
+from . import plots, report_data
+from .errors import UsageError
+from .leaderboard import (
+    ALPHA,
+    LETTERS_EXPLAINED,
+    Board,
+    Comparison,
+    Standing,
+    board_of,
+    broken_lines,
+    comparisons_table,
+    number,
+    p_text,
+    percent,
+    pipe_table,
+    span,
+    standings_table,
+)
+from .sections import Entrant, Found, Run, Section, as_json, load_runs, sections_of, short_checkpoint
+from .stats import Interval
+from .store import KEY
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+PAGE = "index.html"
+MOST_FILMS = 24  # shown per section; all are linked from its table of episodes
+FILM_BYTES = 1_500_000  # of all film strips together: the page stays far below 5 MB
+STRIP_WIDTH = 960  # pixels
+VERDICTS = {False: 0, True: 1, None: 2}
+"""As assets/report.js names them: failure, success, broken."""
+
+
+class Drawing(NamedTuple):
+    """One figure of a section."""
+
+    name: str
+    """Of its files, without ending."""
+    caption: str
+    remark: str
+    svg: str
+    """For use inside the page."""
+    wide: bool = False
+
+
+class Film(NamedTuple):
+    """The film of an episode that was not solved."""
+
+    label: str
+    link: str
+    """From the report's folder, quoted."""
+    strip: str
+    """A data URL, empty when there is no strip."""
+
+
+@dataclass(frozen=True, eq=False)
+class Chapter:
+    """A section with everything that is printed about it."""
+
+    id: str
+    section: Section
+    board: Board
+    entrants: tuple[Entrant, ...]
+    """In the order of the standings."""
+    colours: Mapping[str, int]
+    """Label -> number of its colour, the same in all chapters."""
+    rates: pd.DataFrame
+
+
+def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
+    """The page written into the folder `out`, beside its tables and figures. Raises UsageError, before writing, for
+    runs that cannot be read, and for a folder that cannot be written."""
+    found = load_runs(runs)
+    folder = Path(out)
+    try:
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        _write_all(found, folder)
+    except OSError as error:
+        raise UsageError(
+            f"The report could not be written to {folder} ({error.strerror or error}): choose another --out."
+        ) from error
+    return folder / PAGE
+
+
+def _write_all(found: Found, folder: Path) -> None:
+    chapters = _chapters(found)
+    drawings = {chapter.id: list(_draw(chapter, folder / "figures")) for chapter in chapters}
+    _write(folder / "report.md", _markdown(chapters, drawings, found))
+    _write(folder / "episodes.csv", _csv(_episode_rows(chapters)))
+    _write(folder / "tasks.csv", _csv(_task_rows(chapters)))
+    _write(folder / PAGE, _page(chapters, drawings, found, folder))
+
+
+def _write(file: Path, text: str) -> None:
+    """Half surrogates, which a simulator's message may hold, become question marks."""
+    file.write_text(text, encoding="utf-8", errors="replace")
+
+
+def _chapters(found: Found) -> list[Chapter]:
+    sections = sections_of(found.runs)
+    boards = [board_of(section) for section in sections]
+    labels = dict.fromkeys(standing.label for board in boards for standing in board.standings)
+    colours = {label: n for n, label in enumerate(labels)}
+    return [
+        _chapter(f"s{n}", section, board, colours)
+        for n, (section, board) in enumerate(zip(sections, boards, strict=True), 1)
+    ]
+
+
+def _chapter(name: str, section: Section, board: Board, colours: Mapping[str, int]) -> Chapter:
+    entrants = report_data.entrants_in(section, [standing.label for standing in board.standings])
+    return Chapter(name, section, board, tuple(entrants), colours, report_data.task_rates(entrants, section.tasks))
+
+
+# --- figures ---
+
+
+def _draw(chapter: Chapter, folder: Path) -> Iterator[Drawing]:
+    """Every figure for which there is something to draw, also written to `folder`."""
+    entrants, hz = chapter.entrants, chapter.section.control_hz
+    tasks, policies = chapter.rates["task"].nunique(), len(entrants)
+
+    def saved(ax: Axes, name: str, caption: str, remark: str) -> Drawing:
+        stem = f"{chapter.id}_{_slug(chapter.section.title)}_{name}"
+        svg = plots.inline_svg(plots.save(ax, folder / stem), stem, f"{caption}, {chapter.section.title}")
+        return Drawing(stem, caption, remark, svg)
+
+    forest = plots.forest(chapter.rates, plots.new_axes(plots.forest_size(tasks, policies)))
+    yield saved(forest, "rates", "Success rate per task", "with 95 % Wilson intervals")._replace(wide=True)
+    if policies > 1 and tasks > 1:
+        heat = plots.heatmap(chapter.rates, plots.new_axes(plots.heatmap_size(tasks, policies)))
+        yield saved(heat, "heatmap", "Tasks by policies", "success rate in percent")._replace(wide=True)
+    solved = report_data.solved_curves(entrants)
+    if len(solved):
+        curve = plots.success_over_steps(solved, plots.new_axes(plots.CURVE_SIZE))
+        bands = ", with 95 % intervals" if policies <= plots.MOST_BANDS else ""
+        yield saved(curve, "solved", "Time to success", f"episodes solved within so many steps{bands}")
+    latencies = report_data.latency_curves(entrants, hz)
+    if len(latencies):
+        curve = plots.latency_ecdf(latencies, plots.new_axes(plots.CURVE_SIZE))
+        yield saved(curve, "latency", "Latency", "without cold calls; percentiles where there are enough calls")
+    stages = report_data.stage_means(entrants, hz)
+    if (stages["stage"] != report_data.REST).any():
+        bars = plots.stage_bars(stages, plots.new_axes(plots.bars_size(policies)))
+        yield saved(bars, "stages", "Where a policy call’s time goes", "mean per stage")
+    split = report_data.wall_shares(entrants)
+    if split["seconds"].sum() > 0:
+        bars = plots.wall_split(split, plots.new_axes(plots.bars_size(policies)))
+        yield saved(bars, "time", "Where the episodes’ time goes", "share of wall time")
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "suite"
+
+
+# --- tables on disk ---
+
+
+def _episode_rows(chapters: Sequence[Chapter]) -> pd.DataFrame:
+    """All episodes with policy, checkpoint, protocol hash and run directory in front."""
+    import pandas as pd
+
+    frames = [_with_origin(chapter, entrant) for chapter in chapters for entrant in chapter.entrants]
+    return pd.concat(frames, ignore_index=True)
+
+
+def _with_origin(chapter: Chapter, entrant: Entrant) -> pd.DataFrame:
+    rows = entrant.episodes.rename(columns={"run": "run_directory"})
+    directories = [str(run.path) for run in entrant.runs]
+    origin = {
+        "policy": entrant.label,
+        "checkpoint": entrant.checkpoint,
+        "protocol_hash": chapter.section.protocol_hash,
+        "run_directory": [directories[n] for n in rows["run_directory"]],
+    }
+    rows = rows.assign(**origin)
+    return rows[[*origin, *(column for column in rows if column not in origin)]]
+
+
+def _task_rows(chapters: Sequence[Chapter]) -> pd.DataFrame:
+    """Rate, interval and counts of every policy on every task, and on all tasks of the section."""
+    import pandas as pd
+
+    frames = [
+        chapter.rates.assign(
+            suite=chapter.section.suite,
+            perturbation=chapter.section.perturbation,
+            protocol_hash=chapter.section.protocol_hash,
+            policy=chapter.rates["policy"].astype("str"),
+        )
+        for chapter in chapters
+    ]
+    rows = pd.concat(frames, ignore_index=True)
+    first = ["suite", "protocol_hash", "perturbation", "policy", "task"]
+    return rows[[*first, *(column for column in rows if column not in first)]]
+
+
+def _csv(rows: pd.DataFrame) -> str:
+    return str(rows.to_csv(index=False))
+
+
+# --- Markdown ---
+
+
+def _markdown(chapters: Sequence[Chapter], drawings: Mapping[str, Sequence[Drawing]], found: Found) -> str:
+    parts = [f"# {_title(chapters)}", *(f"Left out: {why}" for why in found.unreadable)]
+    for chapter in chapters:
+        board = chapter.board
+        parts += [f"## {board.title}, protocol `{board.protocol_hash}`", _plain(_verdict(board))]
+        notes = [*board.notes, *broken_lines(board)]
+        parts += ["\n".join(f"- {_plain(note)}" for note in notes)] if notes else []
+        parts += [pipe_table(standings_table(board)), LETTERS_EXPLAINED]
+        parts += [pipe_table(comparisons_table(board))] if board.comparisons else []
+        parts += [f"![{drawing.caption}](figures/{drawing.name}.png)" for drawing in drawings[chapter.id]]
+        parts += ["### Rates per task", pipe_table(_tasks_table(chapter))]
+        parts += ["### Latency", pipe_table(_latency_table(chapter))]
+        parts += ["### Protocol", _fenced(chapter.section.protocol)]
+        parts += ["### Provenance", *(_fenced(as_json(run)["provenance"]) for run in _runs(chapter))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _plain(text: str) -> str:
+    """One line that Markdown prints as it is."""
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(text.split()))
+
+
+def _fenced(value: object) -> str:
+    return f"```json\n{json.dumps(value, indent=1, ensure_ascii=False, default=str)}\n```"
+
+
+# --- the page ---
+
+
+def _page(chapters: Sequence[Chapter], drawings: Mapping[str, Sequence[Drawing]], found: Found, folder: Path) -> str:
+    films = _Films(folder)
+    sections = [_section(chapter, drawings[chapter.id], films) for chapter in chapters]
+    contents = "".join(
+        f'<li><a href="#{chapter.id}">{escape(chapter.board.title)}</a> '
+        f"<code>{escape(chapter.board.protocol_hash)}</code></li>"
+        for chapter in chapters
+    )
+    return _fill(
+        _asset("report.html"),
+        title=escape(_title(chapters)),
+        css=_asset("report.css"),
+        js=_asset("report.js"),
+        facts=_facts(chapters),
+        warnings=_notes([f"Left out: {why}" for why in found.unreadable]),
+        contents=f'<ul class="contents">{contents}</ul>' if len(chapters) > 1 else "",
+        sections="\n".join(sections),
+        footer=_footer(),
+    )
+
+
+def _section(chapter: Chapter, drawings: Sequence[Drawing], films: _Films) -> str:
+    board, section = chapter.board, chapter.section
+    shown = films.of(chapter)
+    return _fill(
+        _asset("section.html"),
+        id=chapter.id,
+        title=escape(board.title),
+        hash=escape(board.protocol_hash),
+        verdict=escape(_verdict(board)),
+        notes=_notes(board.notes),
+        standings=_standings(chapter),
+        legend=_legend(board),
+        comparisons=_folded("Every pair of policies", _table(comparisons_table(board))) if board.comparisons else "",
+        figures=f'<div class="figures">{"".join(map(_figure, drawings))}</div>',
+        films=_gallery(shown) if shown else "",
+        episodes=_episodes_json(chapter, films),
+        tasks=_table(_tasks_table(chapter)),
+        latency=_table(_latency_table(chapter)),
+        protocol=_facts_table(section.protocol),
+        provenance="".join(map(_provenance, _runs(chapter))),
+    )
+
+
+def _fill(template: str, **values: str) -> str:
+    """The template with {{name}} replaced, once: braces inside the values stay."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match.group(1)], template)
+
+
+def _asset(name: str) -> str:
+    return (Path(__file__).parent / "assets" / name).read_text(encoding="utf-8")
+
+
+def _title(chapters: Sequence[Chapter]) -> str:
+    policies = list(dict.fromkeys(entrant.policy for chapter in chapters for entrant in chapter.entrants))
+    suites = list(dict.fromkeys(chapter.section.suite for chapter in chapters))
+    return f"{_listed(policies, 'policies')} on {_listed(suites, 'suites')}"
+
+
+def _listed(names: Sequence[str], plural: str) -> str:
+    if len(names) > 3:
+        return f"{len(names)} {plural}"
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def _facts(chapters: Sequence[Chapter]) -> str:
+    standings = [standing for chapter in chapters for standing in chapter.board.standings]
+    dates = sorted(standing.date for standing in standings)
+    machines = {run.machine for chapter in chapters for run in _runs(chapter)} - {""}
+    broken = sum(standing.broken for standing in standings)
+    facts = {
+        "policies": str(len({standing.label for standing in standings})),
+        "episodes": f"{sum(standing.episodes for standing in standings):,}{f' and {broken} broken' if broken else ''}",
+        "tasks": str(sum(len(chapter.section.tasks) for chapter in chapters)),
+        "run on": dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}",
+        "machine": "; ".join(sorted(machines)) if 0 < len(machines) <= 2 else f"{len(machines)} different ones",
+    }
+    if not machines:
+        del facts["machine"]
+    return "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
+
+
+def _verdict(board: Board) -> str:
+    """The first thing to know: who is best, and from whom it is not told apart."""
+    judged = [standing for standing in board.standings if standing.episodes]
+    if not judged:
+        return "No episode has a verdict: all of them broke."
+    best, *others = judged
+    said = (
+        f"{best.label} solves {best.successes} of {best.episodes} episodes: {percent(best.rate)}, "
+        f"95 % interval {span(best.interval)}."
+    )
+    if not others:
+        return said
+    if len(others) == 1:
+        return f"{said} {_against(board.comparisons[0], others[0])}"
+    equal = [other.label for other in others if set(other.letters) & set(best.letters)]
+    if not equal:
+        return f"{said} That is more than each of the {len(others)} others, also after Holm's correction."
+    if len(equal) == len(others):
+        return f"{said} No other policy is told apart from it."
+    return f"{said} Not told apart from it: {', '.join(equal)}."
+
+
+def _against(comparison: Comparison, other: Standing) -> str:
+    """The second of two, and how sure the difference is."""
+    told = "They differ" if comparison.p_holm < ALPHA else "They are not told apart"
+    how = f"{comparison.pairs} paired episodes, McNemar" if comparison.pairs else f"unpaired, {comparison.test}"
+    low, high = (f"{100 * end:+.1f}" for end in comparison.interval)
+    return (
+        f"{other.label} solves {other.successes} of {other.episodes}: {percent(other.rate)}. {told}: "
+        f"{100 * comparison.difference:+.1f} percentage points ({low} to {high}), p {p_text(comparison.p)} ({how})."
+    )
+
+
+def _notes(notes: Sequence[str]) -> str:
+    return f'<ul class="notes">{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ul>' if notes else ""
+
+
+def _standings(chapter: Chapter) -> str:
+    """The table of policies, each rate with its interval drawn to scale; columns that say nothing are left out."""
+    columns = [_standing_cells(standing, chapter) for standing in chapter.board.standings]
+    said = {name: {cells[name] for cells in columns} for name in columns[0]}
+    names = [name for name in said if said[name] - {"–", "0"} and (name != "date" or len(said[name]) > 1)]
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    rows = "".join(f"<tr>{''.join(f'<td>{cells[name]}</td>' for name in names)}</tr>" for cells in columns)
+    return f'<table class="standings"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+
+
+def _standing_cells(standing: Standing, chapter: Chapter) -> dict[str, str]:
+    colour = f"var(--series-{chapter.colours[standing.label] % len(plots.SERIES)})"
+    like, checkpoint = standing.like_these, escape(short_checkpoint(standing.checkpoint))
+    return {
+        "policy": f'<span class="swatch" style="background:{colour}"></span>{escape(standing.label)}',
+        "rate": f'<span class="rate">{percent(standing.rate)}</span>',
+        "": _interval_bar(standing, colour),
+        "95 % interval": span(standing.interval),
+        "solved": f"{standing.successes}/{standing.episodes}",
+        "tasks like these": span(like.interval) if like else "–",
+        "letters": escape(standing.letters) or "–",
+        "p50 ms": number(standing.latency_p50_ms),
+        "Hz": number(standing.attainable_hz),
+        "broken": _broken_cell(standing),
+        "checkpoint": f'<code title="{escape(standing.checkpoint)}">{checkpoint}</code>' if checkpoint else "–",
+        "date": standing.date,
+    }
+
+
+def _interval_bar(standing: Standing, colour: str) -> str:
+    low, high = (100 * end for end in standing.interval)
+    dot = "" if standing.rate is None else f'<b style="left:{100 * standing.rate:.1f}%;background:{colour}"></b>'
+    bar = f'<i style="left:{low:.1f}%;width:{high - low:.1f}%;background:{colour}"></i>'
+    return f'<span class="interval" aria-hidden="true">{bar}{dot}</span>'
+
+
+def _broken_cell(standing: Standing) -> str:
+    return f'<span class="broken">{standing.broken}: {span(standing.bounds)}</span>' if standing.broken else "0"
+
+
+def _legend(board: Board) -> str:
+    parts = [
+        "The 95 % interval (Wilson) speaks of these tasks; “tasks like these” (mean over tasks, Korn and Graubard) "
+        "also of other tasks of the kind. p50: median time of a policy call. Hz: actions executed per second of policy "
+        "time."
+    ]
+    if board.comparisons:
+        parts.append(LETTERS_EXPLAINED)
+    if any(standing.broken for standing in board.standings):
+        parts.append(
+            "Broken episodes have no verdict; beside their number, the rate if all failed and if all succeeded."
+        )
+    return escape(" ".join(parts))
+
+
+def _figure(drawing: Drawing) -> str:
+    links = "".join(f' <a href="figures/{drawing.name}.{kind}">{kind.upper()}</a>' for kind in ("svg", "png"))
+    caption = f"<figcaption><b>{drawing.caption}</b> <span>{escape(drawing.remark)}</span>{links}</figcaption>"
+    return f'<figure{" class=wide" * drawing.wide}>{caption}<div class="drawing">{drawing.svg}</div></figure>'
+
+
+def _folded(title: str, content: str) -> str:
+    return f'<details><summary>{escape(title)}</summary><div class="scroll">{content}</div></details>'
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """An HTML table whose first row is the header."""
+    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in rows[0])
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows[1:])
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _tasks_table(chapter: Chapter) -> list[tuple[str, ...]]:
+    header = ("task", "policy", "solved", "rate", "95 % interval", "mean steps", "broken")
+    rates = chapter.rates.sort_values("overall", kind="stable")
+    return [header, *(_task_cells(row) for row in rates.to_dict("records"))]
+
+
+def _task_cells(row: Mapping[Hashable, Any]) -> tuple[str, ...]:
+    judged = row["episodes"] > 0
+    return (
+        row["task"],
+        row["policy"],
+        f"{row['successes']}/{row['episodes']}",
+        percent(row["rate"]) if judged else "–",
+        span(Interval(row["low"], row["high"])),
+        f"{row['mean_steps']:.1f}" if judged else "–",
+        str(row["broken"]),
+    )
+
+
+def _latency_table(chapter: Chapter) -> list[tuple[str, ...]]:
+    header = (
+        "policy",
+        "calls",
+        "cold",
+        "p50 ms",
+        "p95 ms",
+        "p99 ms",
+        "p50 ms per action",
+        "actions per call",
+        "batch",
+        "Hz",
+    )
+    return [header, *_latency_rows(chapter)]
+
+
+def _latency_rows(chapter: Chapter) -> Iterator[tuple[str, ...]]:
+    for label, found in report_data.latency_rows(chapter.entrants, chapter.section.control_hz):
+        tails = [
+            number(ms) if ms is not None else f"needs {found.needed[name]} calls"
+            for name, ms in found.inference_ms.items()
+        ]
+        per_action = number(found.action_ms["p50"])
+        means = (number(found.mean_executed), number(found.mean_batch), number(found.attainable_hz))
+        yield (label, f"{found.n:,}", str(found.cold), *tails, per_action, *means)
+
+
+def _facts_table(values: Mapping[str, object]) -> str:
+    rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(_text(value))}</td></tr>" for name, value in values.items())
+    return f'<table class="facts-table"><tbody>{rows}</tbody></table>'
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _provenance(run: Run) -> str:
+    said = json.dumps(as_json(run) | {"protocol": run.info.protocol_hash}, indent=1, ensure_ascii=False, default=str)
+    return f"<details><summary><code>{escape(str(run.path))}</code></summary><pre>{escape(said)}</pre></details>"
+
+
+def _runs(chapter: Chapter) -> list[Run]:
+    return [run for entrant in chapter.entrants for run in entrant.runs]
+
+
+def _footer() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        release = version("vla-bench")
+    except PackageNotFoundError:
+        release = ""
+    return (
+        f'Made by vla-bench {escape(release)}. The same numbers: <a href="report.md">report.md</a>, '
+        '<a href="episodes.csv">episodes.csv</a>, <a href="tasks.csv">tasks.csv</a>, <a href="figures/">figures</a>.'
+    )
+
+
+# --- episodes for the page's table ---
+
+
+def _episodes_json(chapter: Chapter, films: _Films) -> str:
+    """Columns as lists, every text once: what assets/report.js reads. Safe inside a script element."""
+    import pandas as pd
+
+    rows = pd.concat([entrant.episodes.assign(policy=entrant.label) for entrant in chapter.entrants])
+    strings = _Strings()
+    links = [films.link(chapter.entrants, row) for row in _filmed(rows)]
+    errors = [f"{error}: {said}".strip(": ") for error, said in zip(rows["error"], rows["message"], strict=True)]
+    columns = {
+        "policy": [strings.index(text) for text in rows["policy"]],
+        "task": [strings.index(text) for text in rows["task"]],
+        "trial": rows["trial"].tolist(),
+        "seed": rows["seed"].tolist(),
+        "result": [VERDICTS[None if pd.isna(verdict) else bool(verdict)] for verdict in rows["success"]],
+        "steps": rows["steps"].tolist(),
+        "calls": rows["inferences"].tolist(),
+        "ms": rows["latency_mean_ms"].round(2).tolist(),
+        "wall": rows["wall_s"].round(2).tolist(),
+        "film": [strings.index(link) for link in links],
+        "error": [strings.index(text) for text in errors],
+        "differs": _differs(rows),
+    }
+    plain = json.dumps({"strings": strings.texts, "columns": columns}, separators=(",", ":"))
+    return plain.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+class _Strings:
+    """Texts by number; the empty one is -1."""
+
+    def __init__(self) -> None:
+        self._numbers = dict[str, int]()
+
+    def index(self, text: str) -> int:
+        return self._numbers.setdefault(text, len(self._numbers)) if text else -1
+
+    @property
+    def texts(self) -> list[str]:
+        return list(self._numbers)
+
+
+def _differs(rows: pd.DataFrame) -> list[int]:
+    """1 where policies ended the same episode differently."""
+    verdicts = rows.groupby(list(KEY))["success"].transform("nunique")
+    return [int(count > 1) for count in verdicts]
+
+
+# --- films ---
+
+
+class _Row(NamedTuple):
+    policy: str
+    run: int
+    video: str
+
+
+def _filmed(rows: pd.DataFrame) -> list[_Row]:
+    return [_Row(*values) for values in rows[list(_Row._fields)].itertuples(index=False, name=None)]
+
+
+class _Films:
+    """Links and strips of films, as seen from the report's folder; strips until their bytes are spent."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._bytes = folder.resolve(), FILM_BYTES
+
+    def link(self, entrants: Sequence[Entrant], row: _Row) -> str:
+        """The quoted relative path of the row's film, empty when there is none inside its run."""
+        film = self._path(entrants, row)
+        return quote(os.path.relpath(film, self._folder)) if film else ""
+
+    def of(self, chapter: Chapter) -> list[Film]:
+        """Films of failed and broken episodes, turn by turn from every policy and task."""
+        rows = [entrant.episodes.assign(policy=entrant.label) for entrant in chapter.entrants]
+        lost = [frame[(frame["video"] != "") & ~frame["success"].fillna(False)] for frame in rows]
+        films = list[Film]()
+        for turn in _turns([group for frame in lost for _, group in frame.groupby("task", sort=False)]):
+            row = _Row(turn["policy"], turn["run"], turn["video"])
+            if len(films) < MOST_FILMS and (link := self.link(chapter.entrants, row)):
+                label = f"{turn['policy']}: {turn['task']}, trial {turn['trial']}, {turn['steps']} steps"
+                films.append(Film(label, link, self._strip(chapter.entrants, row)))
+        return films
+
+    def _path(self, entrants: Sequence[Entrant], row: _Row) -> Path | None:
+        if not row.video:
+            return None
+        run = next(entrant for entrant in entrants if entrant.label == row.policy).runs[row.run]
+        film, inside = (run.path / row.video).resolve(), run.path.resolve()
+        return film if film.is_relative_to(inside) and film.is_file() else None
+
+    def _strip(self, entrants: Sequence[Entrant], row: _Row) -> str:
+        film = self._path(entrants, row)
+        data = _thumbnail(film.with_suffix(".png")) if film else b""
+        if not data or len(data) > self._bytes:
+            return ""
+        self._bytes -= len(data)
+        return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+
+
+def _turns(groups: Sequence[pd.DataFrame]) -> Iterator[dict[str, Any]]:
+    """The first row of every group, then the second, and so on."""
+    for depth in range(max(map(len, groups), default=0)):
+        for group in groups:
+            if depth < len(group):
+                yield {str(name): value for name, value in group.iloc[depth].items()}
+
+
+def _thumbnail(strip: Path) -> bytes:
+    """The picture as a JPEG of at most STRIP_WIDTH pixels; nothing when it cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(strip) as picture:
+            small = picture.convert("RGB")
+    except (OSError, ValueError):
+        return b""
+    small.thumbnail((STRIP_WIDTH, STRIP_WIDTH))
+    data = io.BytesIO()
+    small.save(data, "JPEG", quality=72, optimize=True)
+    return data.getvalue()
+
+
+def _gallery(films: Sequence[Film]) -> str:
+    shown = "".join(
+        f'<figure><a class="film" href="{escape(film.link)}">{_picture(film)}</a>'
+        f"<figcaption>{escape(film.label)}</figcaption></figure>"
+        for film in films
+    )
+    return f'<h3>Episodes that were not solved</h3><div class="films">{shown}</div>'
+
+
+def _picture(film: Film) -> str:
+    if not film.strip:
+        return "watch the film"
+    return f'<img src="{film.strip}" alt="{escape(f"Film strip of {film.label}")}" loading="lazy">'

@@ -1,0 +1,123 @@
+"""A section -> the tables that its figures and pages show; what is computed is computed here or further down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import tables
+from .sections import Entrant, Section
+from .stats import wilson
+from .tables import LatencySummary
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+POINTS = 200
+"""Most points of a curve: more cannot be seen and make the page heavy."""
+REST = "not timed apart"
+
+
+def entrants_in(section: Section, labels: Sequence[str]) -> list[Entrant]:
+    """The section's entrants in the order of those labels."""
+    by_label = {entrant.label: entrant for entrant in section.entrants}
+    return [by_label[label] for label in labels if label in by_label]
+
+
+def task_rates(entrants: Sequence[Entrant], tasks: Sequence[str]) -> pd.DataFrame:
+    """Columns of `tables.summarize` with `policy` and `overall`; every task, then, of several, all of them pooled."""
+    import pandas as pd
+
+    frames = []
+    for entrant in entrants:
+        by_task = tables.summarize(entrant.episodes).set_index("task")
+        own = by_task.loc[[task for task in tasks if task in by_task.index]].reset_index()
+        frames.append(own.assign(policy=entrant.label, overall=False))
+        if len(tasks) > 1:
+            pooled = tables.overall(entrant.episodes)
+            frames.append(pooled.assign(task=f"all {len(tasks)} tasks", policy=entrant.label, overall=True))
+    rates = pd.concat(frames, ignore_index=True)
+    rank = {task: n for n, task in enumerate(tasks)}
+    order = rates["task"].map(lambda task: rank.get(task, len(rank)))
+    return _by_policy(rates.iloc[order.argsort(kind="stable")].reset_index(drop=True), entrants)
+
+
+def latency_curves(entrants: Sequence[Entrant], control_hz: float) -> pd.DataFrame:
+    """Columns policy, latency_ms, share, mark: the distribution without cold calls, and the percentiles it allows."""
+    rows = list[tuple[str, float, float, str]]()
+    for entrant in entrants:
+        warm = entrant.inferences.loc[~entrant.inferences["cold"].astype(bool), "latency_ms"].to_numpy(float)
+        if not len(warm):
+            continue
+        shares = np.linspace(0, 1, POINTS + 1) if len(warm) > POINTS else np.arange(len(warm) + 1) / len(warm)
+        times = np.quantile(warm, shares, method="inverted_cdf")
+        rows += [(entrant.label, float(ms), float(share), "") for ms, share in zip(times, shares, strict=True)]
+        found = tables.latency(entrant.inferences, entrant.episodes, control_hz).inference_ms
+        rows += [(entrant.label, ms, float(mark[1:]) / 100, mark) for mark, ms in found.items() if ms is not None]
+    return _frame(rows, ("policy", "latency_ms", "share", "mark"), entrants)
+
+
+def stage_means(entrants: Sequence[Entrant], control_hz: float) -> pd.DataFrame:
+    """Columns policy, stage, ms: mean time per stage of a call, cold ones left out, and the rest of the mean call."""
+    rows = list[tuple[str, str, float]]()
+    for entrant in entrants:
+        warm = entrant.inferences.loc[~entrant.inferences["cold"].astype(bool), "latency_ms"]
+        stages = tables.latency(entrant.inferences, entrant.episodes, control_hz).stages_ms
+        rest = float(warm.mean()) - sum(stages.values()) if len(warm) else 0.0
+        rows += [(entrant.label, stage, ms) for stage, ms in stages.items()]
+        rows += [(entrant.label, REST, rest)] if rest > 0 else []
+    rows.sort(key=lambda row: row[1] == REST)
+    return _frame(rows, ("policy", "stage", "ms"), entrants)
+
+
+def solved_curves(entrants: Sequence[Entrant]) -> pd.DataFrame:
+    """Columns policy, step, share, low, high: judged episodes solved within so many steps, with Wilson intervals."""
+    rows = list[tuple[str, int, float, float, float]]()
+    last = max((int(entrant.episodes["steps"].max()) for entrant in entrants), default=0)
+    for entrant in entrants:
+        judged = entrant.episodes[entrant.episodes["success"].notna()]
+        if not len(judged):
+            continue
+        solved = np.sort(judged.loc[judged["success"].astype(bool), "steps"].to_numpy(int))
+        for step in _grid(solved, last):
+            k, n = int(np.searchsorted(solved, step, side="right")), len(judged)
+            rows.append((entrant.label, step, k / n, *wilson(k, n)))
+    return _frame(rows, ("policy", "step", "share", "low", "high"), entrants)
+
+
+def wall_shares(entrants: Sequence[Entrant]) -> pd.DataFrame:
+    """Columns policy, part, share, seconds."""
+    rows = list[tuple[str, str, float, float]]()
+    for entrant in entrants:
+        split = tables.wall_split(entrant.episodes)
+        rows += [(entrant.label, part, split.shares[part], split.seconds[part]) for part in split.shares]
+    return _frame(rows, ("policy", "part", "share", "seconds"), entrants)
+
+
+def latency_rows(entrants: Sequence[Entrant], control_hz: float) -> list[tuple[str, LatencySummary]]:
+    """(label, latency) of every entrant."""
+    return [(entrant.label, tables.latency(entrant.inferences, entrant.episodes, control_hz)) for entrant in entrants]
+
+
+def _grid(solved: np.ndarray[tuple[int], np.dtype[np.int_]], last: int) -> list[int]:
+    """Steps at which the curve changes, at most POINTS of them, with both ends."""
+    steps = np.unique(solved)
+    if len(steps) > POINTS:
+        steps = steps[np.linspace(0, len(steps) - 1, POINTS).round().astype(int)]
+    return sorted({0, *map(int, steps), last})
+
+
+def _frame(rows: Sequence[tuple[object, ...]], columns: Sequence[str], entrants: Sequence[Entrant]) -> pd.DataFrame:
+    import pandas as pd
+
+    return _by_policy(pd.DataFrame(rows, columns=list(columns)), entrants)
+
+
+def _by_policy(frame: pd.DataFrame, entrants: Sequence[Entrant]) -> pd.DataFrame:
+    """With `policy` as a category: figures take order and colours from it, also where a policy has no row."""
+    import pandas as pd
+
+    labels = [entrant.label for entrant in entrants]
+    return frame.assign(policy=pd.Categorical(frame["policy"], categories=labels))
