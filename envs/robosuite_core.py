@@ -199,9 +199,10 @@ class Cameras:
         self._place(still.qpos)
         now = self._model.site_rgba.copy()
         self._model.site_rgba[:] = still.site_rgba
-        pictures = {camera.name: self._picture(camera) for camera in cameras}
-        self._model.site_rgba[:] = now
-        return pictures
+        try:
+            return {camera.name: self._picture(camera) for camera in cameras}
+        finally:
+            self._model.site_rgba[:] = now
 
     def _place(self, qpos: Float64) -> None:
         """The parts of `mj_fwdPosition` that a picture can show; contacts are not drawn."""

@@ -274,3 +274,23 @@ def test_a_mistake_is_one_sentence(runs: Path, words: list[str], said: str, caps
 def test_alpha_is_checked_before_anything_is_computed() -> None:
     with pytest.raises(UsageError, match="--alpha"):
         compare_rows(pd.DataFrame(), pd.DataFrame(), alpha=0.0)
+
+
+@pytest.mark.parametrize("command", ["compare", "duel", "check"])
+def test_the_commands_have_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ending:
+        main([command, "--help"])
+    assert not ending.value.code
+    assert "--alpha" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["good", "bad", "--alpha", "0.1"], ["--alpha", "0.1", "good", "bad"], ["good", "--alpha=0.1", "--force", "bad"]],
+)
+def test_positional_words_may_stand_anywhere_among_the_flags(runs: Path, words: list[str]) -> None:
+    assert main(["compare", *words]) == 0
+
+
+def test_a_value_that_equals_a_word_is_not_taken_for_it(runs: Path) -> None:
+    assert main(["check", "good", "--baseline", "good", "--update"]) == 64  # a directory, not one word too many

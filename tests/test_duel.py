@@ -166,7 +166,7 @@ def test_a_pair_without_a_verdict_does_not_count_and_exits_4(tmp_path: Path) -> 
     settings = {"policy_args_b": SLOW, "suite_args": (f"break_marker={marker}",)}
     result = duel(config(tmp_path / "d", **settings))
     assert (result.score.unjudged, exit_code(result)) == (1, 4)
-    assert "1 pairs lack a verdict" in everything_said(result)
+    assert "1 pair without a verdict did not count" in everything_said(result)
     again = duel(config(tmp_path / "d", **settings))
     assert (again.score.unjudged, exit_code(again)) == (0, 0)
 
@@ -237,7 +237,7 @@ def test_without_out_the_same_duel_gets_the_same_directory(tmp_path: Path, monke
         ([*DUEL, "--alpha", "0"], "--alpha should be above 0 and below 1, got 0.0."),
         ([*DUEL, "--max-episodes", "0"], "--max-episodes should be at least 1, got 0."),
         ([*DUEL, "--episodes", "11"], "trials 0 to 9, got --first-trial 0 --episodes 11"),
-        ([*DUEL, "--task", "west"], "Unknown task of toy 'west'"),
+        ([*DUEL, "--task", "west"], "Unknown task of fakes:suite 'west'"),
         ([*DUEL, "--policy-args-b", "sped=1"], "Did you mean 'speed'"),
     ],
 )
@@ -252,8 +252,8 @@ def test_a_mistake_is_one_sentence(
 
 def test_every_option_of_a_run_that_changes_numbers_reaches_both(tmp_path: Path) -> None:
     asked = config(
-        tmp_path, checkpoint_a="one", checkpoint_b="two", policy_args_a=("speed=1",), suite_args=("max_steps=9",), seed=3,
-        chunking="temporal", execute=2, task=("0",), first_trial=1, episodes=2, timeout=5.0, video="all",
+        tmp_path, checkpoint_a="one", checkpoint_b="two", policy_args_a=("speed=1",), suite_args=("max_steps=9",),
+        seed=3, chunking="temporal", execute=2, task=("0",), first_trial=1, episodes=2, timeout=5.0, video="all",
     )  # fmt: skip
     a, b = asked.configs()
     assert (a.checkpoint, b.checkpoint, a.policy_args, b.policy_args) == ("one", "two", ("speed=1",), ())

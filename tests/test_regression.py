@@ -127,7 +127,7 @@ def test_another_protocol_scene_or_seed_is_not_comparable(tmp_path: Path) -> Non
 def test_episodes_that_the_baseline_lacks_are_left_out(tmp_path: Path) -> None:
     found = gate(tmp_path, {"lift": "1" * 60}, {"lift": "1" * 60, "door": "000"})
     assert found.passed
-    assert "3 episodes of the run are not in the baseline: left out." in everything_said(found)
+    assert "3 episodes only in the run, not in the baseline: left out." in everything_said(found)
 
 
 def test_a_run_with_only_broken_episodes_is_undecided(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_a_baseline_survives_its_file_and_is_the_same_for_any_order_of_rows(tmp_
 
 
 def test_broken_episodes_make_no_baseline(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="1 episodes without a verdict, so it is no baseline"):
+    with pytest.raises(UsageError, match="1 episode without a verdict, so it is no baseline"):
         make_baseline(made_run(tmp_path / "a", {"lift": "1x"}))
 
 
@@ -326,7 +326,7 @@ def test_update_says_what_it_replaces(runs: Path, capsys: pytest.CaptureFixture[
     [
         (["good"], "--baseline"),
         (["good", "--baseline", "none.jsonl"], "write it with vla-bench check RUN --baseline none.jsonl --update"),
-        (["broken", "--baseline", "base.jsonl", "--update"], "broken has 1 episodes without a verdict"),
+        (["broken", "--baseline", "base.jsonl", "--update"], "broken has 1 episode without a verdict"),
         (["good", "--baseline", "base.jsonl", "--margin", "1"], "--margin should be at least 0 and below 1, got 1.0."),
         (["good", "--baseline", "base.jsonl", "--alpha", "0.5"], "--alpha should be below 0.5, got 0.5."),
         (["good", "--baseline", "base.jsonl", "--max-latency-ratio", "0"], "--max-latency-ratio should be more than 0"),

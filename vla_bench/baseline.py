@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import UsageError
-from .pairing import episode_name, machine, policy_title
+from .pairing import counted, episode_name, machine, policy_title
 from .store import KEY, RunInfo, read_inferences, read_info
 from .tables import latency, load
 
@@ -83,7 +83,9 @@ def make_baseline(run: str | Path) -> Baseline:
     """The baseline that this run would be. Raises UsageError for a run with episodes that have no verdict."""
     info, episodes = read_info(run), load(run)
     if broken := int(episodes["success"].isna().sum()):
-        raise UsageError(f"{run} has {broken} episodes without a verdict, so it is no baseline: run its command again.")
+        raise UsageError(
+            f"{run} has {counted(broken, 'episode')} without a verdict, so it is no baseline: run its command again."
+        )
     ordered = episodes.sort_values(list(KEY))
     columns = [field.name for field in fields(BaselineEpisode)]
     rows = [BaselineEpisode(*row) for row in ordered[columns].astype({"success": bool}).itertuples(index=False)]

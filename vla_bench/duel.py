@@ -21,7 +21,7 @@ import tyro
 from .compare import EXIT_CODES, Verdict, check_alpha, level
 from .config import ALIASES, RunConfig, digest
 from .errors import EXIT_BROKEN, EXIT_INTERRUPTED, PolicyFailure, UsageError
-from .pairing import episode_name, policy_title
+from .pairing import counted, episode_name, policy_title
 from .rollout import Rollout
 from .runner import MAX_BROKEN_IN_A_ROW, Job, keep, play, prepare, record_seconds
 from .stats import Interval
@@ -421,16 +421,14 @@ def _spent(result: Duel) -> str:
 
 def _whereabouts(result: Duel) -> list[str]:
     """Where the runs are, and what a later comparison of them does not know."""
-    early = (
-        ", whose p-value does not know that the duel stopped early; its e-value does" if result.score.decided else ""
-    )
-    return [f"vla-bench compare {result.path / 'a'} {result.path / 'b'} lists the episodes{early}."]
+    early = " Its p-value does not know that the duel stops when decided; its e-value does." * result.score.decided
+    return [f"vla-bench compare {result.path / 'a'} {result.path / 'b'} lists the episodes.{early}"]
 
 
 def _unjudged(score: Score) -> list[str]:
-    return [f"{score.unjudged} pairs lack a verdict and do not count; the same command tries them again."] * (
-        score.unjudged > 0
-    )
+    if not score.unjudged:
+        return []
+    return [f"{counted(score.unjudged, 'pair')} without a verdict did not count; the same command tries again."]
 
 
 def _sentence(result: Duel) -> str:

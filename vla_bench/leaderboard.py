@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -345,7 +346,7 @@ def _board_text(board: Board) -> str:
 
 
 def _board_markdown(board: Board) -> str:
-    parts = [f"## {board.title}, protocol `{board.protocol_hash}`", pipe_table(standings_table(board))]
+    parts = [f"## {markdown_text(board.title)}, protocol `{board.protocol_hash}`", pipe_table(standings_table(board))]
     notes = [*board.notes, *broken_lines(board)]
     return "\n\n".join([*parts, *([_bullets(notes)] if notes else [])])
 
@@ -376,7 +377,7 @@ def _unreadable_lines(leaderboard: Leaderboard) -> list[str]:
 
 def pipe_table(rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose first row is the header; numbers to the right."""
-    first, *others = [[escape_pipes(cell) for cell in row] for row in rows]
+    first, *others = [[markdown_text(cell) for cell in row] for row in rows]
     rule = ["---"] + ["---:"] * (len(first) - 1)
     return "\n".join(f"| {' | '.join(row)} |" for row in (first, rule, *others))
 
@@ -407,13 +408,13 @@ def _plain(value: float | None) -> str:
     return "-" if value is None else f"{value:g}"
 
 
-def escape_pipes(cell: str) -> str:
-    """The text as one cell of a Markdown table."""
-    return " ".join(cell.replace("|", "\\|").split())
+def markdown_text(text: str) -> str:
+    """The text in one line that neither ends a cell nor begins a tag."""
+    return re.sub(r"([|<])", r"\\\1", " ".join(text.split()))
 
 
 def _bullets(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {' '.join(line.split())}" for line in lines)
+    return "\n".join(f"- {markdown_text(line)}" for line in lines)
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

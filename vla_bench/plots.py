@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, RULE, PAPER = "#1c2128", "#5b6570", "#dfe3e8", "#fefefe"
-SERIES = ("#0b6fb8", "#d4570a", "#12916b", "#b8437f", "#c58a04", "#6a51a3", "#3aa3c9", "#7d7468")
+SERIES = ("#0b6fb8", "#d4570a", "#12916b", "#b8437f", "#b07c00", "#6a51a3", "#2a93bb", "#7d7468")
 """One per policy: after Okabe and Ito (2008), for all kinds of colour vision; darker where white would eat them."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 PARTS = ("#3f689f", "#b97a1c", "#2f8378", "#b04a62", "#7a6bb3", "#66863a", "#94694a", "#7b858f")

@@ -92,7 +92,7 @@ CALVIN = (
     CalvinRow("OpenVLA", "ABC→D", (91.3, 77.8, 62.0, 52.1, 43.5), 3.27, _LATER, "quoted"),
     CalvinRow("RoboFlamingo", "ABC→D", (82.4, 61.9, 46.6, 33.1, 23.5), 2.48, _ROBOFLAMINGO, "source"),
     CalvinRow("GR-1", "ABC→D", (85.4, 71.2, 59.6, 49.7, 40.1), 3.06, _GR1, "source"),
-    CalvinRow("π0", "ABC→D", (93.8, 85.0, 76.7, 68.1, 59.9), 3.92, f"{_LATER}; 3.84 elsewhere", "quoted"),
+    CalvinRow("π0", "ABC→D", (93.8, 85.0, 76.7, 68.1, 59.9), 3.84, f"{_LATER}; 3.92 in others", "quoted"),
     CalvinRow("π0.5", "ABC→D", (94.4, 88.4, 85.3, 80.1, 76.1), 4.26, "OptimusVLA's table", "quoted"),
     CalvinRow(
         "UniVLA", "ABC→D", (95.5, 85.8, 75.4, 66.9, 56.5), 3.80, f"UniVLA (arXiv 2505.06111) in {_LATER}", "quoted"

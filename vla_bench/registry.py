@@ -99,14 +99,14 @@ def _table(kind: str, builtin: Mapping[str, str]) -> dict[str, str]:
 def _find(kind: str, name: str, table: Mapping[str, str], aliases: Mapping[str, str]) -> Callable[..., Any]:
     if name not in table and ":" not in name:
         raise unknown_name(kind, name, [*table, *aliases])
+    if name not in table and "" not in sys.path:
+        sys.path.append("")  # the user's own file is looked for here too, after everything that is installed
     return _load(kind, table.get(name, name))
 
 
 def _load(kind: str, path: str) -> Callable[..., Any]:
     """The attribute at module:name, the current directory included in the search."""
     module_name, _, attribute = path.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -34,6 +34,7 @@ from .compare import check_alpha, probability
 from .errors import EXIT_DONE, EXIT_NOT_COMPARABLE, EXIT_REGRESSION, EXIT_UNDECIDED, UsageError
 from .pairing import (
     Discordant,
+    counted,
     discordant_episodes,
     episode_name,
     identical,
@@ -184,7 +185,11 @@ def check_rows(
     overall = _judged(_gate_row("overall", rows, missing, alpha), margin, alpha)
     tasks = _task_rows(rows, missing, list(dict.fromkeys(against["task"])), margin, alpha)
     verdict = _verdict(overall, tasks, timing)
-    extra = [f"{pairing.only_a} episodes of the run are not in the baseline: left out."] if pairing.only_a else []
+    extra = (
+        [f"{counted(pairing.only_a, 'episode')} only in the run, not in the baseline: left out."]
+        if pairing.only_a
+        else []
+    )
     return replace(
         named_gate,
         verdict=verdict,

@@ -35,7 +35,7 @@ from .leaderboard import (
     span,
     standings_table,
 )
-from .sections import Entrant, Found, Run, Section, as_json, load_runs, sections_of, short_checkpoint
+from .sections import Entrant, Found, Run, Section, as_json, load_runs, sections_of, short_checkpoint, utf8
 from .stats import Interval
 from .store import KEY
 
@@ -186,7 +186,7 @@ def _episode_rows(chapters: Sequence[Chapter]) -> pd.DataFrame:
 
 def _with_origin(chapter: Chapter, entrant: Entrant) -> pd.DataFrame:
     rows = entrant.episodes.rename(columns={"run": "run_directory"})
-    directories = [str(run.path) for run in entrant.runs]
+    directories = [utf8(str(run.path)) for run in entrant.runs]
     origin = {
         "policy": entrant.label,
         "checkpoint": entrant.checkpoint,
@@ -223,10 +223,10 @@ def _csv(rows: pd.DataFrame) -> str:
 
 
 def _markdown(chapters: Sequence[Chapter], drawings: Mapping[str, Sequence[Drawing]], found: Found) -> str:
-    parts = [f"# {_title(chapters)}", *(f"Left out: {why}" for why in found.unreadable)]
+    parts = [f"# {_plain(_title(chapters))}", *(f"Left out: {_plain(why)}" for why in found.unreadable)]
     for chapter in chapters:
         board = chapter.board
-        parts += [f"## {board.title}, protocol `{board.protocol_hash}`", _plain(_verdict(board))]
+        parts += [f"## {_plain(board.title)}, protocol `{board.protocol_hash}`", _plain(_verdict(board))]
         notes = [*board.notes, *broken_lines(board)]
         parts += ["\n".join(f"- {_plain(note)}" for note in notes)] if notes else []
         parts += [pipe_table(standings_table(board)), LETTERS_EXPLAINED]

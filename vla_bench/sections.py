@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from . import store
 from .errors import UsageError
@@ -22,6 +22,7 @@ from .types import EpisodeResult
 if TYPE_CHECKING:
     import pandas as pd
 
+T = TypeVar("T")
 SHORT = 8  # hex digits of a checkpoint's sha256 that are shown
 
 
@@ -118,10 +119,17 @@ def load_run(path: str | Path) -> Run:
     info = store.read_info(path)
     names = [field.name for field in fields(EpisodeResult)]
     results = store.read_episodes(path)
-    columns = {name: [getattr(result, name) for result in results] for name in names}
+    columns = {name: [utf8(getattr(result, name)) for result in results] for name in names}
     episodes = pd.DataFrame(columns).astype({"success": "boolean"})
     path = Path(path)
     return Run(path.parent if path.is_file() else path, info, episodes, store.read_inferences(path))
+
+
+def utf8(value: T) -> T | str:
+    """The value; of a text what UTF-8 can hold: pandas refuses half a surrogate, and messages may have some."""
+    if isinstance(value, str) and not value.isascii():
+        return value.encode("utf-8", "replace").decode()
+    return value
 
 
 def find_runs(results: str | Path) -> Found:
@@ -221,7 +229,11 @@ def _identity(info: RunInfo) -> tuple[str, str, tuple[str, ...]]:
     if isinstance(arguments, Mapping):
         arguments = [f"{name}={value}" for name, value in arguments.items()]
     listed = arguments if isinstance(arguments, list | tuple) else [arguments]
-    return str(identity.get("policy", "?")), str(checkpoint), tuple(sorted(map(str, listed)))
+    return (
+        utf8(str(identity.get("policy", "?"))),
+        utf8(str(checkpoint)),
+        tuple(sorted(utf8(str(one)) for one in listed)),
+    )
 
 
 def _labels(identities: Sequence[tuple[str, str, tuple[str, ...]]]) -> list[str]:
