@@ -53,9 +53,9 @@ TOY = ["run", "--policy", "fakes:Walker", "--suite", "fakes:suite", "--episodes"
         (["list", "tasks"], "vla-bench list tasks SUITE"),
         (["list", "tasks", "libero_lnog"], "Did you mean 'libero_long'"),
         (["show", "nowhere"], "nowhere"),
-        (["show", "a", "b"], "one word too many: 'b'"),
-        (["show"], "vla-bench show needs RUN"),
-        (["list"], "vla-bench list needs WHAT"),
+        (["show", "a", "b"], "Unrecognized options: b"),
+        (["show"], "Missing from vla-bench show: RUN"),
+        (["list"], "Missing from vla-bench list: WHAT"),
     ],
 )
 def test_a_mistake_ends_in_one_sentence_and_64(

@@ -257,8 +257,8 @@ def test_compare_speaks_json(runs: Path, capsys: pytest.CaptureFixture[str]) -> 
     [
         (["good", "empty"], "empty holds no finished episode yet"),
         (["good", "god"], "Did you mean good"),
-        (["good"], "vla-bench compare needs RUN_A RUN_B"),
-        (["good", "bad", "other"], "one word too many: 'other'"),
+        (["good"], "Missing from vla-bench compare: RUN_B"),
+        (["good", "bad", "other"], "Unrecognized options: other"),
         (["good", "bad", "--alpha", "1"], "--alpha should be above 0 and below 1, got 1.0."),
         (["good", "torn"], "episodes.jsonl line 2 is corrupt"),
     ],

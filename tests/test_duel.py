@@ -232,7 +232,7 @@ def test_without_out_the_same_duel_gets_the_same_directory(tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["duel", "fakes:Walker", "--suite", "fakes:suite"], "vla-bench duel needs POLICY_A POLICY_B"),
+        (["duel", "fakes:Walker", "--suite", "fakes:suite"], "Missing from vla-bench duel: POLICY_B"),
         ([*DUEL[:-1], "fakes:suit"], "Did you mean 'suite'"),
         ([*DUEL, "--alpha", "0"], "--alpha should be above 0 and below 1, got 0.0."),
         ([*DUEL, "--max-episodes", "0"], "--max-episodes should be at least 1, got 0."),

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .errors import UsageError
-from .pairing import counted, episode_name, machine, policy_title
-from .store import KEY, RunInfo, read_inferences, read_info
-from .tables import latency, load
+from vla_bench.errors import UsageError
+from vla_bench.pairing import counted, episode_name, machine, policy_title
+from vla_bench.store import KEY, RunInfo, read_inferences, read_info
+from vla_bench.tables import latency, load
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-from .regression import Gate, GateRow, Verdict, latency_sentence, listed, task_story
+from vla_bench.regression import Gate, GateRow, Verdict, latency_sentence, listed, task_story
 
 
 def junit(gate: Gate) -> str:

@@ -12,7 +12,10 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+import tyro
+from tyro.conf import Positional, arg
 
 from vla_bench.errors import (
     EXIT_BROKEN,
@@ -30,15 +33,15 @@ HELP = """usage: vla-bench COMMAND [...]
 
 Find out how good a vision-language-action policy is, on your own machine.
 
-  run      play a policy on a suite's episodes; the same command again resumes
-  show     the table of a run: success with intervals, latency, where the time went
-  compare  two runs on the same episodes: who is better, and how sure is that
-  duel     play two policies on the same episodes until it is clear who is better
-  check    is a run as good as the baseline? for CI
+  run          play a policy on a suite's episodes; the same command again resumes
+  show         the table of a run: success with intervals, latency, where the time went
+  compare      two runs on the same episodes: who is better, and how sure is that
+  duel         play two policies on the same episodes until it is clear who is better
+  check        is a run as good as the baseline? for CI
   leaderboard  all runs of a folder: one table per suite and protocol, letters for ranks
-  report   a web page with tables, figures and films of runs
-  list     suites, tasks of a suite, policies
-  doctor   what this machine can run, and what to type where it cannot
+  report       a web page with tables, figures and films of runs
+  list         suites, tasks of a suite, policies
+  doctor       what this machine can run, and what to type where it cannot
 
   vla-bench run --policy random --suite libero_long --task 0 --episodes 2
   vla-bench COMMAND --help tells the rest.
@@ -49,7 +52,7 @@ Find out how good a vision-language-action policy is, on your own machine.
 class ShowConfig:
     """Print the table of a run."""
 
-    run: str
+    run: Positional[Annotated[str, arg(metavar="RUN")]]
     """Run directory."""
     json: bool = False
     """Print everything as JSON."""
@@ -61,9 +64,9 @@ class ShowConfig:
 class CompareConfig:
     """Compare two runs episode by episode. Exit code 0: one is better, 2: undecided, 3: not comparable."""
 
-    run_a: str
+    run_a: Positional[Annotated[str, arg(metavar="RUN_A")]]
     """Run directory of A."""
-    run_b: str
+    run_b: Positional[Annotated[str, arg(metavar="RUN_B")]]
     """Run directory of B."""
     alpha: float = 0.05
     """Chance of naming a better one where there is none; intervals have confidence 1 - alpha."""
@@ -79,7 +82,7 @@ class CompareConfig:
 class CheckConfig:
     """Hold a run against a baseline. Exit code 0: pass, 1: regression, 2: undecided, 3: not comparable."""
 
-    run: str
+    run: Positional[Annotated[str, arg(metavar="RUN")]]
     """Run directory."""
     baseline: str
     """The baseline's file (results/baselines/NAME.jsonl)."""
@@ -101,7 +104,7 @@ class CheckConfig:
 class LeaderboardConfig:
     """Rank all runs of a folder, one table per suite and protocol, beside published numbers."""
 
-    results: str = "results"
+    results: Positional[Annotated[str, arg(metavar="RESULTS")]] = "results"
     """Folder that holds run directories."""
     json: bool = False
     """Print everything as JSON."""
@@ -115,7 +118,7 @@ class LeaderboardConfig:
 class ReportConfig:
     """Write a folder with a web page (index.html), Markdown, CSV and the figures of runs."""
 
-    runs: tuple[str, ...]
+    runs: Positional[Annotated[tuple[str, ...], arg(metavar="RUN ...")]]
     """Run directories, or folders of them."""
     out: str
     """The folder to write, such as reports/NAME."""
@@ -125,9 +128,9 @@ class ReportConfig:
 class ListConfig:
     """List what can be run."""
 
-    what: str
+    what: Positional[Annotated[str, arg(metavar="WHAT")]]
     """suites, tasks or policies."""
-    suite: str = ""
+    suite: Positional[Annotated[str, arg(metavar="SUITE")]] = ""
     """With tasks: the suite."""
     json: bool = False
     """Print as JSON."""
@@ -230,7 +233,7 @@ def _policy_help(name: str) -> int:
 
 
 def _show(arguments: list[str]) -> int:
-    config = _parse(ShowConfig, "show", arguments, positional=("run",))
+    config = _parse(ShowConfig, "show", arguments)
     _print_run(config.run, config.json, config.markdown)
     return EXIT_DONE
 
@@ -248,7 +251,7 @@ def _print_run(path: str, as_json: bool, as_markdown: bool = False) -> None:
 def _compare(arguments: list[str]) -> int:
     from vla_bench import compare
 
-    config = _parse(CompareConfig, "compare", arguments, positional=("run_a", "run_b"))
+    config = _parse(CompareConfig, "compare", arguments)
     result = compare.compare(config.run_a, config.run_b, config.alpha, config.force)
     if config.json:
         print(json.dumps(compare.to_json(result), indent=2))
@@ -260,7 +263,7 @@ def _compare(arguments: list[str]) -> int:
 def _duel(arguments: list[str]) -> int:
     from vla_bench import duel
 
-    config = _parse(duel.DuelConfig, "duel", arguments, positional=("policy_a", "policy_b"))
+    config = _parse(duel.DuelConfig, "duel", arguments)
     with _DuelProgress() as progress:
         result = duel.duel(config, progress.score)
     for note in result.notes:
@@ -276,7 +279,7 @@ def _duel(arguments: list[str]) -> int:
 def _check(arguments: list[str]) -> int:
     from vla_bench import ci, regression
 
-    config = _parse(CheckConfig, "check", arguments, positional=("run",))
+    config = _parse(CheckConfig, "check", arguments)
     if config.update:
         return _update_baseline(config)
     gate = regression.check(config.run, config.baseline, config.margin, config.alpha, config.max_latency_ratio)
@@ -314,7 +317,7 @@ def _write(file: Path, text: str, mode: str) -> None:
 def _leaderboard(arguments: list[str]) -> int:
     from vla_bench import leaderboard
 
-    config = _parse(LeaderboardConfig, "leaderboard", arguments, positional=("results",))
+    config = _parse(LeaderboardConfig, "leaderboard", arguments)
     board, ending = leaderboard.load_leaderboard(config.results), Path(config.out or "").suffix
     if config.json or ending == ".json":
         text = json.dumps(leaderboard.to_json(board), indent=2, ensure_ascii=False, allow_nan=False)
@@ -333,22 +336,13 @@ def _leaderboard(arguments: list[str]) -> int:
 def _report(arguments: list[str]) -> int:
     from vla_bench import report
 
-    config = _parse(ReportConfig, "report", _gather_runs(arguments))
+    config = _parse(ReportConfig, "report", arguments)
     print(report.write_report(config.runs, config.out))
     return EXIT_DONE
 
 
-def _gather_runs(arguments: Sequence[str]) -> list[str]:
-    """The same with all words that belong to no flag after one --runs. Raises UsageError when there are none."""
-    places = _free_words(ReportConfig, arguments)
-    rest = [argument for place, argument in enumerate(arguments) if place not in places]
-    if not places and not {"-h", "--help", "--runs"} & {argument.split("=")[0] for argument in rest}:
-        raise UsageError("vla-bench report needs RUN ... --out FOLDER; see vla-bench report --help.")
-    return [*rest, *(["--runs", *(arguments[place] for place in places)] if places else [])]
-
-
 def _list(arguments: list[str]) -> int:
-    config = _parse(ListConfig, "list", arguments, positional=("what", "suite"))
+    config = _parse(ListConfig, "list", arguments)
     listings: dict[str, Callable[[str], list[dict[str, Any]]]] = {
         "suites": _suites,
         "tasks": _tasks,
@@ -419,16 +413,13 @@ def _doctor(arguments: list[str]) -> int:
 # Parsing
 
 
-def _parse(config: type[T], command: str, arguments: list[str], positional: Sequence[str] = ()) -> T:
+def _parse(config: type[T], command: str, arguments: list[str]) -> T:
     """The command's flags as its dataclass. Raises UsageError in one sentence; prints help and exits 0 for --help."""
-    import tyro
-
     _refuse_unknown_flags(config, command, arguments)
-    flags = _name_positionals(config, arguments, positional, command)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.cli(config, args=flags, prog=f"vla-bench {command}", config=(tyro.conf.FlagCreatePairsOff,))
+            return tyro.cli(config, args=arguments, prog=f"vla-bench {command}", config=(tyro.conf.FlagCreatePairsOff,))
     except SystemExit as ending:
         if not ending.code:
             raise
@@ -441,48 +432,6 @@ def _refuse_unknown_flags(config: type[Any], command: str, arguments: Sequence[s
         flag = argument.split("=")[0].replace("_", "-")
         if argument.startswith("--") and flag not in known:
             raise unknown_name(f"flag of vla-bench {command}", argument, known)
-
-
-def _name_positionals(config: type[Any], arguments: Sequence[str], names: Sequence[str], command: str) -> list[str]:
-    """Words that belong to no flag become the flags of those names."""
-    places = _free_words(config, arguments) if names else []
-    words = [arguments[place] for place in places]
-    title = " ".join(names).upper()
-    if len(words) > len(names):
-        raise UsageError(f"vla-bench {command} takes {title}, got one word too many: {words[len(names)]!r}.")
-    flags = {argument.split("=")[0].replace("_", "-") for argument in arguments if argument.startswith("-")}
-    named = [f"--{name.replace('_', '-')}" for name in names]
-    missing = [name for name, flag in zip(names, named, strict=True) if _required(config, name) and flag not in flags]
-    if len(words) < len(missing) and not {"-h", "--help"} & flags:
-        needed = " ".join(name for name in names if _required(config, name)).upper()
-        raise UsageError(f"vla-bench {command} needs {needed}; see vla-bench {command} --help.")
-    rest = [argument for place, argument in enumerate(arguments) if place not in places]
-    return [part for flag, word in zip(named, words, strict=False) for part in (flag, word)] + rest
-
-
-def _free_words(config: type[Any], arguments: Sequence[str]) -> list[int]:
-    """Places of the words that are neither a flag nor the value of the flag before them."""
-    fields = {"--" + field.name.replace("_", "-"): field for field in dataclasses.fields(config)}
-    places, values = list[int](), 0
-    for place, argument in enumerate(arguments):
-        if argument.startswith("-"):
-            values = _values(fields.get(argument.replace("_", "-")))
-        elif values:
-            values -= 1
-        else:
-            places.append(place)
-    return places
-
-
-def _values(field: dataclasses.Field[Any] | None) -> int:
-    """The most words that may follow a flag as its values."""
-    if field is None or isinstance(field.default, bool):  # also --flag=value
-        return 0
-    return sys.maxsize if str(field.type).startswith("tuple") else 1
-
-
-def _required(config: type[Any], name: str) -> bool:
-    return {field.name: field.default for field in dataclasses.fields(config)}[name] is dataclasses.MISSING
 
 
 def _first_sentence(box: str) -> str:

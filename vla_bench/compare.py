@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import EXIT_DONE, EXIT_NOT_COMPARABLE, EXIT_UNDECIDED, UsageError
-from .pairing import (
+from vla_bench.errors import EXIT_DONE, EXIT_NOT_COMPARABLE, EXIT_UNDECIDED, UsageError
+from vla_bench.pairing import (
     Discordant,
     Pairing,
     counted,
@@ -30,14 +30,13 @@ from .pairing import (
     protocol_objections,
     with_paths,
 )
-from .stats import Interval
-from .stats_anytime import paired_e_value
-from .stats_many import holm
-from .stats_paired import mcnemar, mcnemar_midp, paired_difference
-from .stats_planning import pairs_needed
-from .store import KEY, RunInfo, read_inferences, read_info
-from .tables import _aligned as aligned
-from .tables import load, shorten
+from vla_bench.stats import Interval
+from vla_bench.stats_anytime import paired_e_value
+from vla_bench.stats_many import holm
+from vla_bench.stats_paired import mcnemar, mcnemar_midp, paired_difference
+from vla_bench.stats_planning import pairs_needed
+from vla_bench.store import KEY, RunInfo, read_inferences, read_info
+from vla_bench.tables import aligned, load, shorten
 
 if TYPE_CHECKING:
     import pandas as pd

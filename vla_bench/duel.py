@@ -14,29 +14,30 @@ import traceback
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
+from tyro.conf import Positional, arg
 
-from .compare import EXIT_CODES, Verdict, check_alpha, level
-from .config import ALIASES, RunConfig, digest
-from .errors import EXIT_BROKEN, EXIT_INTERRUPTED, PolicyFailure, UsageError
-from .pairing import counted, episode_name, policy_title
-from .rollout import Rollout
-from .runner import MAX_BROKEN_IN_A_ROW, Job, keep, play, prepare, record_seconds
-from .stats import Interval
-from .stats_anytime import confidence_sequence, paired_confidence_sequence, paired_e_value
-from .store import RunStore
-from .types import Episode, EpisodeResult
+from vla_bench.compare import EXIT_CODES, Verdict, check_alpha, level
+from vla_bench.config import ALIASES, RunConfig, digest
+from vla_bench.errors import EXIT_BROKEN, EXIT_INTERRUPTED, PolicyFailure, UsageError
+from vla_bench.pairing import counted, episode_name, policy_title
+from vla_bench.rollout import Rollout
+from vla_bench.runner import MAX_BROKEN_IN_A_ROW, Job, keep, play, prepare, record_seconds
+from vla_bench.stats import Interval
+from vla_bench.stats_anytime import confidence_sequence, paired_confidence_sequence, paired_e_value
+from vla_bench.store import RunStore
+from vla_bench.types import Episode, EpisodeResult
 
 
 @dataclass(frozen=True)
 class DuelConfig:
     """Play two policies on the same episodes until it is clear who is better."""
 
-    policy_a: str
+    policy_a: Positional[Annotated[str, arg(metavar="POLICY_A")]]
     """A name from `vla-bench list policies`, or an import path module:Class."""
-    policy_b: str
+    policy_b: Positional[Annotated[str, arg(metavar="POLICY_B")]]
     """The other one; it may be the same with another checkpoint or other arguments."""
     suite: str
     """A name from `vla-bench list suites`, or an import path module:function."""
@@ -173,8 +174,8 @@ class Score:
 class Duel:
     """How a duel ended."""
 
-    policy_a: str
-    policy_b: str
+    policy_a: Positional[Annotated[str, arg(metavar="POLICY_A")]]
+    policy_b: Positional[Annotated[str, arg(metavar="POLICY_B")]]
     path: Path
     verdict: Verdict
     score: Score

@@ -12,15 +12,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import tables
-from .published import CALVIN, LIBERO, NOTICE, CalvinRow, LiberoRow
-from .sections import Entrant, Found, Section, find_runs, sections_of, short_checkpoint
-from .stats import Interval, bounds, wilson
-from .stats_many import holm, letters
-from .stats_paired import mcnemar, paired_difference
-from .stats_tasks import TaskMean, clustered_rate
-from .stats_unpaired import boschloo, fisher, newcombe_difference
-from .store import KEY
+from vla_bench import tables
+from vla_bench.published import CALVIN, LIBERO, NOTICE, CalvinRow, LiberoRow
+from vla_bench.sections import Entrant, Found, Section, find_runs, sections_of, short_checkpoint
+from vla_bench.stats import Interval, bounds, wilson
+from vla_bench.stats_many import holm, letters
+from vla_bench.stats_paired import mcnemar, paired_difference
+from vla_bench.stats_tasks import TaskMean, clustered_rate
+from vla_bench.stats_unpaired import boschloo, fisher, newcombe_difference
+from vla_bench.store import KEY
 
 ALPHA = 0.05
 BOSCHLOO_UP_TO = 200

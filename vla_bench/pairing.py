@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from .store import KEY, RunInfo
+from vla_bench.store import KEY, RunInfo
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,7 +16,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .tables import shorten
+from vla_bench.tables import shorten
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -29,10 +29,10 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from .baseline import Baseline, frame, latency_p50, read_baseline
-from .compare import check_alpha, probability
-from .errors import EXIT_DONE, EXIT_NOT_COMPARABLE, EXIT_REGRESSION, EXIT_UNDECIDED, UsageError
-from .pairing import (
+from vla_bench.baseline import Baseline, frame, latency_p50, read_baseline
+from vla_bench.compare import check_alpha, probability
+from vla_bench.errors import EXIT_DONE, EXIT_NOT_COMPARABLE, EXIT_REGRESSION, EXIT_UNDECIDED, UsageError
+from vla_bench.pairing import (
     Discordant,
     counted,
     discordant_episodes,
@@ -44,11 +44,10 @@ from .pairing import (
     protocol_objections,
     with_paths,
 )
-from .stats_many import holm
-from .stats_paired import mcnemar, paired_difference
-from .store import KEY, RunInfo, read_info
-from .tables import _aligned as aligned
-from .tables import load, shorten
+from vla_bench.stats_many import holm
+from vla_bench.stats_paired import mcnemar, paired_difference
+from vla_bench.store import KEY, RunInfo, read_info
+from vla_bench.tables import aligned, load, shorten
 
 if TYPE_CHECKING:
     import pandas as pd

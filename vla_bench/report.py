@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
-from . import plots, report_data
-from .errors import UsageError
-from .leaderboard import (
+from vla_bench import plots, report_data
+from vla_bench.errors import UsageError
+from vla_bench.leaderboard import (
     ALPHA,
     LETTERS_EXPLAINED,
     Board,
@@ -35,9 +35,9 @@ from .leaderboard import (
     span,
     standings_table,
 )
-from .sections import Entrant, Found, Run, Section, as_json, load_runs, sections_of, short_checkpoint, utf8
-from .stats import Interval
-from .store import KEY
+from vla_bench.sections import Entrant, Found, Run, Section, as_json, load_runs, sections_of, short_checkpoint, utf8
+from vla_bench.stats import Interval
+from vla_bench.store import KEY
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,8 +90,9 @@ class Chapter:
 def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
     """The page written into the folder `out`, beside its tables and figures. Raises UsageError, before writing, for
     runs that cannot be read, and for a folder that cannot be written."""
-    found = load_runs(runs)
-    folder = Path(out)
+    if not runs:
+        raise UsageError("A report needs at least one run directory: vla-bench report RUN ... --out FOLDER.")
+    found, folder = load_runs(runs), Path(out)
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         _write_all(found, folder)

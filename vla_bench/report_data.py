@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import tables
-from .sections import Entrant, Section
-from .stats import wilson
-from .tables import LatencySummary
+from vla_bench import tables
+from vla_bench.sections import Entrant, Section
+from vla_bench.stats import wilson
+from vla_bench.tables import LatencySummary
 
 if TYPE_CHECKING:
     import pandas as pd

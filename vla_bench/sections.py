@@ -14,10 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from . import store
-from .errors import UsageError
-from .store import KEY, RunInfo
-from .types import EpisodeResult
+from vla_bench import store
+from vla_bench.errors import UsageError
+from vla_bench.store import KEY, RunInfo
+from vla_bench.types import EpisodeResult
 
 if TYPE_CHECKING:
     import pandas as pd

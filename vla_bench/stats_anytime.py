@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .stats import Alternative, Interval, counted, known, within_0_1
-from .stats_paired import discordant
+from vla_bench.stats import Alternative, Interval, counted, known, within_0_1
+from vla_bench.stats_paired import discordant
 
 Floats = NDArray[np.float64]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .stats import Alternative, Interval, known, normal_quantile
+from vla_bench.stats import Alternative, Interval, known, normal_quantile
 
 
 def mcnemar(a_only: int, b_only: int, alternative: Alternative = "two-sided") -> float:

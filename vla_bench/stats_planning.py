@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .stats import within_0_1
+from vla_bench.stats import within_0_1
 
 Floats = NDArray[np.float64]
 

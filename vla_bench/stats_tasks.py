@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .stats import Interval, within_0_1
+from vla_bench.stats import Interval, within_0_1
 
 Floats = NDArray[np.float64]
 

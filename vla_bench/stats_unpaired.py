@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import exp, lgamma, log, sqrt
 
-from .stats import Alternative, Interval, counted, known, wilson
+from vla_bench.stats import Alternative, Interval, counted, known, wilson
 
 
 def newcombe_difference(successes_a: int, n_a: int, successes_b: int, n_b: int, confidence: float = 0.95) -> Interval:

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from .errors import UsageError
-from .types import Episode, EpisodeResult, Float32, Inference
+from vla_bench.errors import UsageError
+from vla_bench.types import Episode, EpisodeResult, Float32, Inference
 
 if TYPE_CHECKING:
     import pandas as pd

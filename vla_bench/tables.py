@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import store
-from .stats import Interval, bounds, percentile, samples_needed, wilson
-from .store import RunInfo
-from .types import EpisodeResult
+from vla_bench import store
+from vla_bench.stats import Interval, bounds, percentile, samples_needed, wilson
+from vla_bench.store import RunInfo
+from vla_bench.types import EpisodeResult
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -224,11 +224,11 @@ def _table(summary: RunSummary) -> list[str]:
     cells = [HEADER[1:], *(_cells(row) for row in (*summary.tasks, summary.overall))]
     room = TERMINAL_WIDTH - sum(width + len(" | ") for width in _widths(cells))
     names = [HEADER[0], *shorten([row.task for row in summary.tasks], room), "overall"]
-    header, rule, *lines, total = _aligned([[name, *row] for name, row in zip(names, cells, strict=True)])
+    header, rule, *lines, total = aligned([[name, *row] for name, row in zip(names, cells, strict=True)])
     return [header, rule, *lines, rule, total, *_broken_lines(summary)]
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table whose first row is the header: names to the left, numbers to the right."""
     first, *others = _widths(rows)
     lines = [
@@ -278,7 +278,7 @@ def _percentile_table(latency: LatencySummary) -> list[str]:
     rows = [[name, *map(_number, values.values())] for name, values in kinds.items()]
     lacking = [name for name, ms in latency.inference_ms.items() if ms is None]
     needs = [f"{name}: needs {latency.needed[name]} inferences, have {latency.n}" for name in lacking]
-    return [*_aligned([["latency, ms", *latency.needed], *rows]), *needs]
+    return [*aligned([["latency, ms", *latency.needed], *rows]), *needs]
 
 
 def _speed_lines(summary: RunSummary) -> list[str]:
