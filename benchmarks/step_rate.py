@@ -338,7 +338,7 @@ class Pooled:
             WorkerSetup(
                 suite="step_rate:short",
                 suite_args=(f"log={self.log}",),
-                cameras=CAMERAS,
+                cameras=suite.cameras,
                 chunking=RecedingHorizon(),
                 filming=Filming(),
                 slot=slot,

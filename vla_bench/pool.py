@@ -1,20 +1,22 @@
 """Simulators in processes of their own, one policy for all of them.
 
-Each worker plays whole chunks and comes back with one observation, so there is one round trip per inference. The
-policy answers whoever is waiting, up to `batch_size` at once, and never waits for a batch to fill. A worker that dies
-costs its episode one attempt and is replaced.
+Each worker plays whole chunks and comes back with one observation, so there is one round trip per inference; the
+pictures go through shared memory, which takes a third of a pipe's time. The policy answers whoever is waiting, up to
+`batch_size` at once, and never waits for a batch to fill. A worker that dies costs its episode one attempt and is
+replaced.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -27,7 +29,9 @@ from vla_bench.errors import PolicyFailure, UsageError
 from vla_bench.inference import LocalPolicy
 from vla_bench.registry import make_policy, make_suite
 from vla_bench.rollout import Actor, Answer, Filming, Rollout, Stage, attach, broken
-from vla_bench.types import Episode, Observation
+from vla_bench.types import Camera, Episode, Image, Observation
+
+Memory = ctypes.Array[ctypes.c_ubyte]
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class WorkerSetup:
 
     suite: str
     suite_args: tuple[str, ...]
-    cameras: tuple[str, ...]
+    cameras: tuple[Camera, ...]
     chunking: Chunking
     filming: Filming
     slot: int
@@ -49,7 +53,7 @@ class Begin(NamedTuple):
 
 
 class Ask(NamedTuple):
-    observation: Observation
+    observation: Observation  # its images are on the desk
     asked: float  # perf_counter is one clock for all processes of a machine
 
 
@@ -60,29 +64,55 @@ class Failure(NamedTuple):
     message: str
 
 
+class Desk:
+    """Shared memory with a place for one picture of each camera. Worker and main process never use it at once."""
+
+    def __init__(self, cameras: Sequence[Camera], memory: Memory) -> None:
+        self._places = dict(zip((camera.name for camera in cameras), _divided(cameras, memory), strict=True))
+
+    def put(self, images: Mapping[str, Image]) -> None:
+        for name, image in images.items():
+            self._places[name][:] = image
+
+    def take(self) -> dict[str, Image]:
+        """Copies, which a policy may keep."""
+        return {name: place.copy() for name, place in self._places.items()}
+
+
+def _divided(cameras: Sequence[Camera], memory: Memory) -> Iterator[Image]:
+    pixels, start = np.frombuffer(memoryview(memory).cast("B"), np.uint8), 0
+    for camera in cameras:
+        size = camera.height * camera.width * 3
+        yield pixels[start : start + size].reshape(camera.height, camera.width, 3)
+        start += size
+
+
 class PipePolicy:
     """The policy in the main process, seen from a worker."""
 
-    def __init__(self, pipe: Connection, slot: int) -> None:
+    def __init__(self, pipe: Connection, desk: Desk, slot: int) -> None:
         self._pipe = pipe
+        self._desk = desk
         self._slot = slot
 
     def begin(self, episode: Episode) -> None:
         self._pipe.send(Begin(episode))
 
     def answer(self, observation: Observation) -> Answer:
-        self._pipe.send(Ask(replace(observation, slot=self._slot), time.perf_counter()))
+        asked = time.perf_counter()
+        self._desk.put(observation.images)
+        self._pipe.send(Ask(replace(observation, images={}, slot=self._slot), asked))
         answer = self._pipe.recv()
         assert isinstance(answer, Answer)
         return answer
 
 
-def work(pipe: Connection, setup: WorkerSetup) -> None:
+def work(pipe: Connection, setup: WorkerSetup, memory: Memory) -> None:
     """A worker's life: episodes in, rollouts out, until the pipe says None or closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
     stage = None
     try:
-        stage = _open_stage(pipe, setup)
+        stage = _open_stage(pipe, setup, Desk(setup.cameras, memory))
         while (episode := pipe.recv()) is not None:
             pipe.send(stage.play(episode))
     except (UsageError, PolicyFailure) as error:
@@ -94,14 +124,16 @@ def work(pipe: Connection, setup: WorkerSetup) -> None:
             stage.close()
 
 
-def _open_stage(pipe: Connection, setup: WorkerSetup) -> Stage:
+def _open_stage(pipe: Connection, setup: WorkerSetup, desk: Desk) -> Stage:
     suite = make_suite(setup.suite, setup.suite_args)
+    cameras = [camera.name for camera in setup.cameras]
     if setup.privileged is None:
-        return Stage(suite, setup.cameras, Actor(PipePolicy(pipe, setup.slot), setup.chunking), None, setup.filming)
+        actor = Actor(PipePolicy(pipe, desk, setup.slot), setup.chunking)
+        return Stage(suite, cameras, actor, None, setup.filming)
     name, checkpoint, arguments, timeout_s = setup.privileged
     policy = make_policy(name, suite, checkpoint, arguments)
     actor = Actor(LocalPolicy(policy, timeout_s), setup.chunking)
-    return Stage(suite, setup.cameras, actor, attach(policy), setup.filming)
+    return Stage(suite, cameras, actor, attach(policy), setup.filming)
 
 
 class Worker:
@@ -110,11 +142,13 @@ class Worker:
     def __init__(self, setup: WorkerSetup) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would copy GL contexts and CUDA state
         self.pipe, theirs = context.Pipe()
+        memory = context.RawArray("B", max(1, sum(camera.height * camera.width * 3 for camera in setup.cameras)))
+        self.desk = Desk(setup.cameras, memory)
         self.slot = setup.slot
         self.episode: Episode | None = None
         self.attempts = 0
         self.task = ""
-        self.process: BaseProcess = context.Process(target=work, args=(theirs, setup), daemon=True)
+        self.process: BaseProcess = context.Process(target=work, args=(theirs, setup, memory), daemon=True)
         with _importable_main():
             self.process.start()
         theirs.close()
@@ -166,7 +200,7 @@ class Pool:
         self._workers: list[Worker] = []
         self._requests: deque[tuple[Worker, Ask]] = deque()
 
-    def rollouts(self, episodes: Sequence[Episode]) -> Iterator[Rollout]:
+    def rollouts(self, episodes: Sequence[Episode]) -> Generator[Rollout]:
         """One rollout per episode, as they are finished; the last attempt's when all of them broke.
 
         Raises UsageError and PolicyFailure; closing the iterator stops all workers.
@@ -222,7 +256,8 @@ class Pool:
             elif isinstance(message, Begin):
                 self._policy.begin(message.episode, worker.slot)
             else:
-                self._requests.append((worker, message))
+                seen = replace(message.observation, images=worker.desk.take())
+                self._requests.append((worker, message._replace(observation=seen)))
 
     def _finish(self, worker: Worker, rollout: Rollout) -> Iterator[Rollout]:
         episode, attempts = worker.episode, worker.attempts

@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PAGE = "index.html"
-MOST_FILMS = 24  # shown per section; all are linked from its table of episodes
-FILM_BYTES = 1_500_000  # of all film strips together: the page stays far below 5 MB
-STRIP_WIDTH = 960  # pixels
+MOST_FILMS = 12  # shown per section; all are linked from its table of episodes
+FILM_BYTES = 1_500_000  # of all film strips together, shared among the sections: the page stays below 5 MB
+STRIP_WIDTH = 1600  # pixels
 VERDICTS = {False: 0, True: 1, None: 2}
 """As assets/report.js names them: failure, success, broken."""
 
@@ -253,7 +253,7 @@ def _fenced(value: object) -> str:
 
 
 def _page(chapters: Sequence[Chapter], drawings: Mapping[str, Sequence[Drawing]], found: Found, folder: Path) -> str:
-    films = _Films(folder)
+    films = _Films(folder, FILM_BYTES // len(chapters))
     sections = [_section(chapter, drawings[chapter.id], films) for chapter in chapters]
     contents = "".join(
         f'<li><a href="#{chapter.id}">{escape(chapter.board.title)}</a> '
@@ -583,10 +583,10 @@ def _filmed(rows: pd.DataFrame) -> list[_Row]:
 
 
 class _Films:
-    """Links and strips of films, as seen from the report's folder; strips until their bytes are spent."""
+    """Links and strips of films, as seen from the report's folder; strips until a section's bytes are spent."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._bytes = folder.resolve(), FILM_BYTES
+    def __init__(self, folder: Path, bytes_per_section: int) -> None:
+        self._folder, self._bytes = folder.resolve(), bytes_per_section
 
     def link(self, entrants: Sequence[Entrant], row: _Row) -> str:
         """The quoted relative path of the row's film, empty when there is none inside its run."""
@@ -597,12 +597,15 @@ class _Films:
         """Films of failed and broken episodes, turn by turn from every policy and task."""
         rows = [entrant.episodes.assign(policy=entrant.label) for entrant in chapter.entrants]
         lost = [frame[(frame["video"] != "") & ~frame["success"].fillna(False)] for frame in rows]
-        films = list[Film]()
+        films, left = list[Film](), self._bytes
         for turn in _turns([group for frame in lost for _, group in frame.groupby("task", sort=False)]):
             row = _Row(turn["policy"], turn["run"], turn["video"])
-            if len(films) < MOST_FILMS and (link := self.link(chapter.entrants, row)):
+            film = self._path(chapter.entrants, row)
+            if film and len(films) < MOST_FILMS:
                 label = f"{turn['policy']}: {turn['task']}, trial {turn['trial']}, {turn['steps']} steps"
-                films.append(Film(label, link, self._strip(chapter.entrants, row)))
+                data = _thumbnail(film.with_suffix(".png"), left)
+                films.append(Film(label, self.link(chapter.entrants, row), _data_url(data)))
+                left -= len(data)
         return films
 
     def _path(self, entrants: Sequence[Entrant], row: _Row) -> Path | None:
@@ -611,14 +614,6 @@ class _Films:
         run = next(entrant for entrant in entrants if entrant.label == row.policy).runs[row.run]
         film, inside = (run.path / row.video).resolve(), run.path.resolve()
         return film if film.is_relative_to(inside) and film.is_file() else None
-
-    def _strip(self, entrants: Sequence[Entrant], row: _Row) -> str:
-        film = self._path(entrants, row)
-        data = _thumbnail(film.with_suffix(".png")) if film else b""
-        if not data or len(data) > self._bytes:
-            return ""
-        self._bytes -= len(data)
-        return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
 
 
 def _turns(groups: Sequence[pd.DataFrame]) -> Iterator[dict[str, Any]]:
@@ -629,8 +624,8 @@ def _turns(groups: Sequence[pd.DataFrame]) -> Iterator[dict[str, Any]]:
                 yield {str(name): value for name, value in group.iloc[depth].items()}
 
 
-def _thumbnail(strip: Path) -> bytes:
-    """The picture as a JPEG of at most STRIP_WIDTH pixels; nothing when it cannot be read."""
+def _thumbnail(strip: Path, most: int) -> bytes:
+    """The picture as a JPEG of at most STRIP_WIDTH pixels; nothing when it cannot be read or has more bytes."""
     from PIL import Image
 
     try:
@@ -641,7 +636,11 @@ def _thumbnail(strip: Path) -> bytes:
     small.thumbnail((STRIP_WIDTH, STRIP_WIDTH))
     data = io.BytesIO()
     small.save(data, "JPEG", quality=72, optimize=True)
-    return data.getvalue()
+    return data.getvalue() if data.tell() <= most else b""
+
+
+def _data_url(jpeg: bytes) -> str:
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" if jpeg else ""
 
 
 def _gallery(films: Sequence[Film]) -> str:

@@ -231,7 +231,7 @@ def _pooled(job: Job, todo: Sequence[Episode]) -> Generator[Rollout]:
         WorkerSetup(
             suite=config.suite,
             suite_args=config.suite_args,
-            cameras=tuple(camera.name for camera in policy.spec.cameras),
+            cameras=policy.spec.cameras,
             chunking=config.make_chunking(),
             filming=Filming(config.video, config.path()),
             slot=slot,

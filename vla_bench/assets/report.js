@@ -45,6 +45,7 @@
 
   const build = (host) => {
     const all = read(host.dataset.source);
+    const used = COLUMNS.map((_, n) => n).filter((n) => n < 9 || all.some((row) => row.cells[n]));
     const policies = [...new Set(all.map((row) => row.cells[0]))];
     const search = make("input", { type: "search", placeholder: "task, policy or error", "aria-label": "Search episodes" });
     const policy = selection("all policies", policies);
@@ -61,7 +62,9 @@
 
     const more = () => {
       const from = body.childElementCount;
-      for (const row of shown.slice(from, from + SCREENFUL)) body.append(make("tr", {}, ...row.cells.map(cell)));
+      for (const row of shown.slice(from, from + SCREENFUL)) {
+        body.append(make("tr", {}, ...used.map((n) => cell(row.cells[n], n))));
+      }
     };
     const update = () => {
       const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -74,15 +77,16 @@
         const order = COLUMNS[sort.column][1] === "number" ? (a, b) => a - b : (a, b) => (a < b ? -1 : a > b ? 1 : 0);
         shown = shown.slice().sort((a, b) => sign * order(a.cells[sort.column], b.cells[sort.column]));
       }
-      [...head.children].forEach((th, n) =>
-        th.setAttribute("aria-sort", n !== sort.column ? "none" : sort.down ? "descending" : "ascending"));
+      [...head.children].forEach((th, place) =>
+        th.setAttribute("aria-sort", used[place] !== sort.column ? "none" : sort.down ? "descending" : "ascending"));
       count.value = `${shown.length.toLocaleString("en")} of ${all.length.toLocaleString("en")} episodes`;
       body.replaceChildren();
       rows.scrollTop = 0;
       more();
     };
 
-    COLUMNS.forEach(([name, kind], n) => {
+    used.forEach((n) => {
+      const [name, kind] = COLUMNS[n];
       const button = make("button", { type: "button" }, name);
       button.addEventListener("click", () => {
         sort = { column: n, down: sort.column === n && !sort.down };
