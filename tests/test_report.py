@@ -98,6 +98,25 @@ def test_the_page_the_markdown_and_the_csv_hold_the_same_right_numbers(tmp_path:
         assert (float(row["low"]), float(row["high"])) == wilson(int(row["successes"]), int(row["episodes"]))
 
 
+def test_the_first_sentence_names_the_best_only_when_shared_episodes_agree(tmp_path: Path) -> None:
+    easy, hard = "1" * 200, "0" * 40
+    played = {
+        "lazy": {"easy": easy, "hard": hard},  # more solved, but of other episodes
+        "keen": {"hard": "1" * 30 + "0" * 10},
+        "weak": {"easy": "0" * 200},
+    }
+    runs = [made_run(tmp_path / who, tasks, info=of_policy(who)) for who, tasks in played.items()]
+    page = page_of(runs, tmp_path / "all")
+    assert "lazy solves 200 of 240 episodes" in page
+    assert "But on the episodes they share, keen does better." in page
+    equal = [made_run(tmp_path / f"e{n}", {"easy": "1" * 20}, info=of_policy(f"e{n}")) for n in range(3)]
+    assert "No other policy is told apart from it." in page_of(equal, tmp_path / "equal")
+    clear = [*equal[:1], *(made_run(tmp_path / f"c{n}", {"easy": "0" * 20}, info=of_policy(f"c{n}")) for n in range(2))]
+    assert "That is more than each of the 2 others" in page_of(clear, tmp_path / "clear")
+    mixed = [*equal[:2], clear[1]]
+    assert "Not told apart from it: e1." in page_of(mixed, tmp_path / "mixed")
+
+
 def test_all_episodes_are_in_the_csv_and_in_the_pages_table(tmp_path: Path) -> None:
     page = page_of(two_runs(tmp_path), tmp_path / "out")
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "episodes.csv").read_text())))

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PAGE = "index.html"
+FIRST_FILMS = 4  # seen at once
 MOST_FILMS = 12  # shown per section; all are linked from its table of episodes
 FILM_BYTES = 1_500_000  # of all film strips together, shared among the sections: the page stays below 5 MB
 STRIP_WIDTH = 1600  # pixels
@@ -348,12 +349,20 @@ def _verdict(board: Board) -> str:
         return said
     if len(others) == 1:
         return f"{said} {_against(board.comparisons[0], others[0])}"
+    return f"{said} {_among(board, best, others)}"
+
+
+def _among(board: Board, best: Standing, others: Sequence[Standing]) -> str:
+    """Who is not behind the one with the highest rate."""
+    mine = [comparison for comparison in board.comparisons if comparison.a == best.label]
+    if better := [found.b for found in mine if found.p_holm < ALPHA and found.difference < 0]:
+        return f"But on the episodes they share, {', '.join(better)} does better."
     equal = [other.label for other in others if set(other.letters) & set(best.letters)]
     if not equal:
-        return f"{said} That is more than each of the {len(others)} others, also after Holm's correction."
+        return f"That is more than each of the {len(others)} others, also after Holm's correction."
     if len(equal) == len(others):
-        return f"{said} No other policy is told apart from it."
-    return f"{said} Not told apart from it: {', '.join(equal)}."
+        return "No other policy is told apart from it."
+    return f"Not told apart from it: {', '.join(equal)}."
 
 
 def _against(comparison: Comparison, other: Standing) -> str:
@@ -644,12 +653,16 @@ def _data_url(jpeg: bytes) -> str:
 
 
 def _gallery(films: Sequence[Film]) -> str:
-    shown = "".join(
+    """The first strips, the others folded away."""
+    shown = [
         f'<figure><a class="film" href="{escape(film.link)}">{_picture(film)}</a>'
         f"<figcaption>{escape(film.label)}</figcaption></figure>"
         for film in films
-    )
-    return f'<h3>Episodes that were not solved</h3><div class="films">{shown}</div>'
+    ]
+    first, more = "".join(shown[:FIRST_FILMS]), "".join(shown[FIRST_FILMS:])
+    folded = f'<details><summary>{len(shown) - FIRST_FILMS} more</summary><div class="films">{more}</div></details>'
+    heading = '<h3>Episodes that were not solved</h3><p class="fine">The table of episodes links to every film.</p>'
+    return f'{heading}<div class="films">{first}</div>{folded if more else ""}'
 
 
 def _picture(film: Film) -> str:
