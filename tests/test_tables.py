@@ -248,3 +248,18 @@ def test_markdown_is_a_table_with_every_task_and_the_overall_row(tmp_path: Path)
     assert lines[2] == "| stack | 17/20 | 85.0 % | 64.0 – 94.8 % | 19.5 | 1 |"
     assert lines[4].startswith("| a\\|b | ")
     assert lines[5].startswith("| **overall** | **19/22** |")
+
+
+def test_a_notebook_gets_the_functions_and_shows_the_table(tmp_path: Path) -> None:
+    import vla_bench
+
+    run = saved(tmp_path / "run", mixed())
+    assert len(vla_bench.load(run)) == len(mixed())
+    assert list(vla_bench.summarize(vla_bench.load(run)).columns) == list(tables.TaskRow.__dataclass_fields__)
+    summary = vla_bench.load_summary(run)
+    assert summary._repr_markdown_() == render_markdown(summary)
+
+
+def test_half_a_surrogate_in_a_message_does_not_stop_the_table(tmp_path: Path) -> None:
+    run = saved(tmp_path / "run", [replace(result(0, success=None), message="\udc80 broke")])
+    assert tables.load(run).message[0] == "? broke"

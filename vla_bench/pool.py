@@ -12,13 +12,14 @@ import contextlib
 import ctypes
 import multiprocessing
 import os
+import selectors
 import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import NamedTuple
 
@@ -198,6 +199,7 @@ class Pool:
         self._max_attempts = max_attempts
         self._on_start = on_start
         self._workers: list[Worker] = []
+        self._pipes = selectors.DefaultSelector()
         self._requests: deque[tuple[Worker, Ask]] = deque()
 
     def rollouts(self, episodes: Sequence[Episode]) -> Generator[Rollout]:
@@ -215,6 +217,7 @@ class Pool:
         finally:
             for worker in self._workers:
                 worker.stop()
+            self._pipes.close()
 
     def _hire(self, slot: int) -> None:
         if not self._queue:
@@ -222,6 +225,7 @@ class Pool:
         worker = Worker(self._setups[slot])
         self._on_start(worker.process.pid or 0)
         self._workers.append(worker)
+        self._pipes.register(worker.pipe, selectors.EVENT_READ, worker)
         self._give_next(worker)
 
     def _give_next(self, worker: Worker) -> None:
@@ -242,8 +246,8 @@ class Pool:
 
     def _collect(self) -> Iterator[Rollout]:
         """Take in whatever the workers have sent; block only when there is nobody to answer."""
-        ready = wait([worker.pipe for worker in self._workers], timeout=0 if self._requests else None)
-        for worker in [worker for worker in self._workers if worker.pipe in ready]:
+        ready = self._pipes.select(timeout=0 if self._requests else None)
+        for worker in [key.data for key, _ in ready]:
             try:
                 message = worker.pipe.recv()
             except (EOFError, OSError):
@@ -272,6 +276,7 @@ class Pool:
         """A worker died: its episode broke, and somebody takes its place."""
         episode, attempts = worker.episode, worker.attempts
         self._workers.remove(worker)
+        self._pipes.unregister(worker.pipe)
         self._requests = deque(item for item in self._requests if item[0] is not worker)
         worker.episode = episode
         worker.stop()

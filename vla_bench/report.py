@@ -35,9 +35,10 @@ from vla_bench.leaderboard import (
     span,
     standings_table,
 )
-from vla_bench.sections import Entrant, Found, Run, Section, as_json, load_runs, sections_of, short_checkpoint, utf8
+from vla_bench.sections import Entrant, Found, Run, Section, as_json, load_runs, sections_of, short_checkpoint
 from vla_bench.stats import Interval
 from vla_bench.store import KEY
+from vla_bench.tables import utf8
 
 if TYPE_CHECKING:
     import pandas as pd

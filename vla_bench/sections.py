@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 from vla_bench import store
 from vla_bench.errors import UsageError
 from vla_bench.store import KEY, RunInfo
-from vla_bench.types import EpisodeResult
+from vla_bench.tables import load, utf8
 
 if TYPE_CHECKING:
     import pandas as pd
 
-T = TypeVar("T")
 SHORT = 8  # hex digits of a checkpoint's sha256 that are shown
 
 
@@ -114,22 +113,9 @@ class Section:
 
 def load_run(path: str | Path) -> Run:
     """The run in that directory. Raises UsageError, also when it has no finished episode."""
-    import pandas as pd
-
-    info = store.read_info(path)
-    names = [field.name for field in fields(EpisodeResult)]
-    results = store.read_episodes(path)
-    columns = {name: [utf8(getattr(result, name)) for result in results] for name in names}
-    episodes = pd.DataFrame(columns).astype({"success": "boolean"})
+    info, episodes, inferences = store.read_info(path), load(path), store.read_inferences(path)
     path = Path(path)
-    return Run(path.parent if path.is_file() else path, info, episodes, store.read_inferences(path))
-
-
-def utf8(value: T) -> T | str:
-    """The value; of a text what UTF-8 can hold: pandas refuses half a surrogate, and messages may have some."""
-    if isinstance(value, str) and not value.isascii():
-        return value.encode("utf-8", "replace").decode()
-    return value
+    return Run(path.parent if path.is_file() else path, info, episodes, inferences)
 
 
 def find_runs(results: str | Path) -> Found:

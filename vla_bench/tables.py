@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from vla_bench import store
 from vla_bench.stats import Interval, bounds, percentile, samples_needed, wilson
 from vla_bench.store import RunInfo
 from vla_bench.types import EpisodeResult
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,6 +95,10 @@ class RunSummary:
     throughput: Throughput
     wall: WallSplit
 
+    def _repr_markdown_(self) -> str:
+        """What Jupyter shows."""
+        return render_markdown(self)
+
 
 def load(path: str | Path) -> pd.DataFrame:
     """The episodes of a run, one row each, in the suite's order of tasks, whatever the order they were finished in.
@@ -103,8 +109,16 @@ def load(path: str | Path) -> pd.DataFrame:
 
     columns = [field.name for field in fields(EpisodeResult)]
     place = _places(store.read_info(path))
-    rows = [asdict(result) for result in sorted(store.read_episodes(path), key=lambda row: place.get(row.task, 0))]
+    results = sorted(store.read_episodes(path), key=lambda row: place.get(row.task, 0))
+    rows = [{name: utf8(getattr(result, name)) for name in columns} for result in results]
     return pd.DataFrame(rows, columns=columns).astype({"success": "boolean"})
+
+
+def utf8(value: T) -> T | str:
+    """The value; of a text what UTF-8 can hold: pandas refuses half a surrogate, and messages may have some."""
+    if isinstance(value, str) and not value.isascii():
+        return value.encode("utf-8", "replace").decode()
+    return value
 
 
 def _places(info: store.RunInfo) -> dict[str, int]:
