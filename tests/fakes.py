@@ -151,3 +151,21 @@ class Faulty(Walker):
             return [ActionChunk(wrong[self.how])] * len(observations)
         returned: dict[str, object] = {"none": None, "array": np.zeros((4, 2), np.float32), "few": [], "plain": [1.0]}
         return returned[self.how]  # type: ignore[return-value]
+
+
+class Looker:
+    """Acts on what it sees: forty equal actions from the brightness of the first picture and the noise seed."""
+
+    def __init__(self, suite: Suite) -> None:
+        self.spec = PolicySpec("looker", suite.action, suite.cameras[:1], suite.state, chunk=40)
+
+    def reset(self, slots: Sequence[int], episodes: Sequence[Episode]) -> None:
+        pass
+
+    def infer(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        return [ActionChunk(np.tile(self._action(observation), (40, 1))) for observation in observations]
+
+    def _action(self, observation: Observation) -> np.ndarray:
+        seen = observation.images[self.spec.cameras[0].name].mean(axis=(0, 1)) / 128 - 1
+        noise = np.random.default_rng(observation.seed).normal(size=self.spec.action.dim)
+        return np.clip(0.3 * noise + np.resize(seen, noise.shape), -1, 1).astype(np.float32)
