@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from vla_bench.errors import MissingPackage, UsageError
-from vla_bench.gl import use_backend
+from vla_bench.gl import renderer
 from vla_bench.types import Camera, Suite, Task
 
 from .libero_tasks import TASKS
@@ -321,5 +321,5 @@ def provenance(suite_name: str) -> dict[str, str]:
         "mujoco": version("mujoco"),
         "scipy": version("scipy"),  # its BLAS computes the controller's torques, through numba: 1.18 differs from 1.17
         "initial_states": digest.hexdigest()[:16],
-        "renderer": use_backend(),
+        "renderer": renderer(),
     }

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vla_bench.errors import UsageError
-from vla_bench.gl import use_backend
+from vla_bench.gl import renderer
 from vla_bench.types import Camera, Suite, Task
 
 from .robosuite_core import (
@@ -117,5 +117,5 @@ def provenance() -> dict[str, str]:
         "robosuite": version("robosuite"),
         "mujoco": version("mujoco"),
         "scipy": version("scipy"),  # its BLAS computes the controller's torques, through numba: 1.18 differs from 1.17
-        "renderer": use_backend(),
+        "renderer": renderer(),
     }

@@ -88,6 +88,8 @@ class ToyEnv:
         self.every = every
 
     def film(self) -> Iterator[Frame]:
+        if self.break_with == "film":
+            raise RuntimeError("the camera fell")
         for step in self.reel[:: self.every]:
             yield Frame(step, {"eye": np.full((64, 64, 3), 9 * step, np.uint8)})
 
@@ -145,6 +147,8 @@ class Faulty(Walker):
             "empty": np.zeros((0, 2), np.float32),
             "nan": np.array([[0, 0], [0, np.nan]], np.float32),
             "inf": np.array([[np.inf, 0]], np.float32),
+            "huge": np.array([[1e300, 0]]),
+            "ragged": [[0.0, 0.0], [0.0]],
             "text": np.array([["a", "b"]]),
         }
         if self.how in wrong:

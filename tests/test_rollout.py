@@ -95,6 +95,8 @@ def test_stage_times_reach_the_inference_rows() -> None:
         ("empty", "shape (0, 2)"),
         ("nan", "nan in action 1, entry 1"),
         ("inf", "inf in action 0, entry 0"),
+        ("huge", "1e+300 in action 0, entry 0"),
+        ("ragged", "actions that are no array"),
         ("text", "dtype <U1"),
         ("none", "NoneType from infer"),
         ("array", "ndarray of shape (4, 2) from infer"),
@@ -148,3 +150,13 @@ def test_a_policy_that_means_something_else_is_refused(change: dict[str, object]
     with pytest.raises(UsageError, match="The policy 'walker'") as caught:
         check_compatible(policy, SUITE)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("stages", [None, {"vision": float("nan")}, {"vision": "fast"}])
+def test_stages_that_are_no_times_are_refused(stages: object) -> None:
+    class Slow(fakes.Walker):
+        def infer(self, observations):  # type: ignore[no-untyped-def]
+            return [replace(chunk, stages=stages) for chunk in super().infer(observations)]
+
+    with pytest.raises(UsageError, match="expected a name and milliseconds"):
+        play(Slow(SUITE))

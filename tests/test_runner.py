@@ -147,6 +147,15 @@ def test_tables_list_tasks_in_the_suites_order_whatever_finished_first(tmp_path:
     assert [row.task for row in load_summary(tmp_path / "run").tasks] == ["east", "farther"]
 
 
+def test_filming_that_fails_costs_the_film_and_not_the_verdict(tmp_path: Path) -> None:
+    settings = {"policy_args": ("speed=-1",), "suite_args": ("break_with=film",), "workers": "1"}
+    outcome = run(config(tmp_path / "run", video="failures", **settings))
+    assert (outcome.judged, outcome.broken) == (6, 0)
+    assert {(row["success"], row["video"]) for row in rows(tmp_path / "run")} == {(False, "")}
+    assert all("Not filmed. RuntimeError" in str(row["message"]) for row in rows(tmp_path / "run"))
+    assert "the camera fell" in (tmp_path / "run" / "errors.log").read_text()
+
+
 # Resuming
 
 
@@ -171,6 +180,27 @@ def test_another_configuration_is_refused_with_the_fields_named(tmp_path: Path) 
         run(config(tmp_path / "run", seed=1))
     assert "--overwrite" in str(caught.value)
     assert run(config(tmp_path / "run", seed=1, overwrite=True)).judged == 6
+
+
+def test_a_policy_whose_file_has_changed_is_another_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "from fakes import Walker\n\n\nclass Mine(Walker):\n    pass\n"
+    (tmp_path / "mine_a.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    run(config(tmp_path / "run", policy="mine_a:Mine"))
+    (tmp_path / "mine_a.py").write_text(source + "# changed\n")
+    with pytest.raises(UsageError, match="code is"):
+        run(config(tmp_path / "run", policy="mine_a:Mine"))
+
+
+def test_a_command_that_plays_nothing_leaves_the_provenance_alone(tmp_path: Path) -> None:
+    run(config(tmp_path / "run"))
+    before = read_info(tmp_path / "run").provenance
+    run(config(tmp_path / "run"))
+    assert read_info(tmp_path / "run").provenance == before
+    run(config(tmp_path / "run", episodes=4))
+    after = read_info(tmp_path / "run").provenance
+    assert after["earlier"] == [before]
+    assert float(str(after["run_seconds"])) > float(str(before["run_seconds"]))
 
 
 def test_an_interrupted_run_resumes_to_the_rows_of_a_whole_one(tmp_path: Path) -> None:
@@ -294,6 +324,7 @@ def test_ctrl_c_says_what_is_done_exits_130_and_resumes(tmp_path: Path, workers:
         text=True,
         env={**os.environ, "PYTHONPATH": str(TESTS)},
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 a CI in the background ignores it
     )
     while not (tmp_path / "run" / "run.json").exists():
         time.sleep(0.05)

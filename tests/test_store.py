@@ -127,7 +127,8 @@ def test_the_same_identity_resumes_with_the_new_plan_and_provenance(tmp_path: Pa
         assert run.previous is not None
         assert run.previous.plan == INFO.plan
         run.append(result(2), calls(2))
-    assert (read_info(tmp_path).plan, read_info(tmp_path).provenance) == (new.plan, new.provenance)
+    assert read_info(tmp_path).plan == new.plan
+    assert read_info(tmp_path).provenance == {**new.provenance, "earlier": [INFO.provenance]}
     assert trials_of(tmp_path) == [(trial, call) for trial in range(3) for call in range(2)]
 
 

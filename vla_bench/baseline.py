@@ -86,6 +86,9 @@ def make_baseline(run: str | Path) -> Baseline:
         raise UsageError(
             f"{run} has {counted(broken, 'episode')} without a verdict, so it is no baseline: run its command again."
         )
+    planned = info.plan.get("planned", len(episodes))
+    if isinstance(planned, int) and len(episodes) < planned:
+        raise UsageError(f"{run} has {len(episodes)} of {planned} episodes, so it is no baseline: finish it first.")
     ordered = episodes.sort_values(list(KEY))
     columns = [field.name for field in fields(BaselineEpisode)]
     rows = [BaselineEpisode(*row) for row in ordered[columns].astype({"success": bool}).itertuples(index=False)]

@@ -9,16 +9,18 @@ import json
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 from tyro.conf import Positional, arg
 
 from vla_bench.errors import (
     EXIT_BROKEN,
+    EXIT_BUG,
     EXIT_DONE,
     EXIT_INTERRUPTED,
     EXIT_USAGE,
@@ -26,6 +28,10 @@ from vla_bench.errors import (
     unknown_name,
 )
 from vla_bench.types import EpisodeResult
+
+if TYPE_CHECKING:
+    from vla_bench.config import RunConfig
+    from vla_bench.runner import Outcome
 
 T = TypeVar("T")
 
@@ -158,6 +164,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
+    except Exception:
+        traceback.print_exc()
+        return EXIT_BUG
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -193,8 +202,8 @@ def _run(arguments: list[str]) -> int:
     from vla_bench.runner import run
 
     config = _parse(RunConfig, "run", arguments)
-    if "help" in config.policy_args:
-        return _policy_help(config.policy)
+    if "help" in (*config.policy_args, *config.suite_args):
+        return _arguments_help(config)
     with _Progress() as progress:
         outcome = run(config, progress)
     for note in outcome.notes:
@@ -204,7 +213,7 @@ def _run(arguments: list[str]) -> int:
     return _ending(outcome)
 
 
-def _ending(outcome: Any) -> int:
+def _ending(outcome: Outcome) -> int:
     """The last sentence and the exit code of a run."""
     done = f"{outcome.judged} of {outcome.planned} episodes are stored in {outcome.path}"
     if outcome.failure:
@@ -225,10 +234,11 @@ def _ending(outcome: Any) -> int:
     return EXIT_DONE
 
 
-def _policy_help(name: str) -> int:
-    from vla_bench.registry import describe_policy_arguments
+def _arguments_help(config: RunConfig) -> int:
+    from vla_bench import registry
 
-    print(describe_policy_arguments(name))
+    print(registry.describe_policy_arguments(config.policy))
+    print(registry.describe_suite_arguments(config.suite))
     return EXIT_DONE
 
 

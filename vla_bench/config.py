@@ -8,6 +8,8 @@ import hashlib
 import inspect
 import io
 import json
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,9 +78,13 @@ class RunConfig:
     def __post_init__(self) -> None:
         _require(self.episodes is None or self.episodes >= 1, "--episodes", self.episodes, "at least 1")
         _require(self.first_trial >= 0, "--first-trial", self.first_trial, "at least 0")
-        _require(self.seed >= 0, "--seed", self.seed, "at least 0")
+        _require(0 <= self.seed < 2**63, "--seed", self.seed, "at least 0 and below 2^63")
         _require(self.batch_size >= 1, "--batch-size", self.batch_size, "at least 1")
-        _require(self.timeout is None or self.timeout > 0, "--timeout", self.timeout, "more than 0 seconds")
+        in_time = self.timeout is None or 0 < self.timeout < math.inf
+        _require(in_time, "--timeout", self.timeout, "more than 0 seconds")
+        for name in ("ensemble_decay", "ensemble_alpha"):
+            value = getattr(self, name)
+            _require(math.isfinite(value), f"--{name.replace('_', '-')}", value, "a finite number")
         self.make_chunking()
 
     def make_chunking(self) -> Chunking:
@@ -140,7 +146,11 @@ def parse_arguments(
     known = _parameters(function, hidden)
     if "help" in given:
         raise UsageError(f"{flag} takes: {_listing(known)}")
-    parsed = {name: _convert(name, text, known, flag) for name, text in (_split(item, flag) for item in given)}
+    pairs = [_split(item, flag) for item in given]
+    twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+    if twice:
+        raise UsageError(f"{flag} {twice[0]} is given twice; give it once.")
+    parsed = {name: _convert(name, text, known, flag) for name, text in pairs}
     required = [name for name, parameter in known.items() if parameter.default is inspect.Parameter.empty]
     missing = [name for name in required if name not in parsed]
     if missing:

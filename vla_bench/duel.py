@@ -9,6 +9,7 @@ workers, and after any number of interruptions.
 
 from __future__ import annotations
 
+import contextlib
 import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
@@ -284,8 +285,9 @@ class _Fight:
             self.failure = str(failure)
         finally:
             rounds.close()
-            for corner in self.corners:
-                record_seconds(corner.store, corner.seconds)
+            with contextlib.suppress(UsageError):  # a full disk has had its sentence
+                for corner in self.corners:
+                    record_seconds(corner.store, corner.seconds)
 
     def _count(self) -> None:
         """Take in the pairs that have become complete at the end of the prefix, until the score is over."""

@@ -11,6 +11,7 @@ EXIT_UNDECIDED = 2
 EXIT_NOT_COMPARABLE = 3
 EXIT_BROKEN = 4  # episodes left without a verdict
 EXIT_USAGE = 64  # sysexits.h EX_USAGE
+EXIT_BUG = 70  # sysexits.h EX_SOFTWARE: never mistaken for a verdict
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 

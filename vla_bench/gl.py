@@ -7,6 +7,7 @@ so `use_backend` has to run before the first import of robosuite or mujoco.
 from __future__ import annotations
 
 import ctypes.util
+import functools
 import json
 import os
 import shutil
@@ -76,6 +77,17 @@ def use_backend() -> str:
     backend = choose_backend()
     os.environ.update(_ENVIRONMENT[backend])
     return backend
+
+
+@functools.cache
+def renderer() -> str:
+    """Backend and painter of a run, such as "osmesa llvmpipe": pixels depend on both. Probed once, in a child process.
+
+    Its version is left out, so that an update of a driver does not end comparability; a painter that does not work is
+    named by its backend alone, because a policy that looks at nothing needs none.
+    """
+    backend = use_backend()
+    return f"{backend} {probe(backend).renderer.split('(')[0].split('/')[0]}".strip()
 
 
 def probe(backend: str, timeout_s: float = 60) -> GlProbe:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +13,7 @@ import numpy as np
 
 from vla_bench.errors import PolicyFailure, UsageError
 from vla_bench.rollout import Answer
-from vla_bench.types import ActionChunk, Episode, Observation, Policy, Suite
+from vla_bench.types import ActionChunk, Episode, Float32, Observation, Policy, Suite
 
 COLD_CALLS = 2  # openpi's simple_client leaves out two warm-up calls as well
 T = TypeVar("T")
@@ -24,6 +26,7 @@ class LocalPolicy:
         self._policy = policy
         self._timeout_s = timeout_s
         self._calls = 0
+        self._thread = _Thread()
 
     def begin(self, episode: Episode, slot: int = 0) -> None:
         self._guard("reset", lambda: self._policy.reset([slot], [episode]))
@@ -43,7 +46,7 @@ class LocalPolicy:
         checked = check_chunks(chunks, len(observations), self._policy.spec.action.dim, self._policy.spec.name)
         return [
             Answer(
-                actions=np.asarray(chunk.actions, dtype=np.float32),
+                actions=chunk.actions,
                 stages=dict(chunk.stages),
                 latency_ms=latency_ms,
                 queue_ms=1e3 * (started - moment),
@@ -56,7 +59,7 @@ class LocalPolicy:
     def _guard(self, method: str, call: Callable[[], T]) -> T:
         name = self._policy.spec.name
         try:
-            return call() if self._timeout_s is None else _within(self._timeout_s, call)
+            return call() if self._timeout_s is None else self._thread.result(call, self._timeout_s)
         except UsageError:
             raise
         except TimeoutError:
@@ -68,25 +71,36 @@ class LocalPolicy:
             raise PolicyFailure(f"The policy {name!r} raised {type(error).__name__} in {method}: {text}") from error
 
 
-def _within(seconds: float, call: Callable[[], T]) -> T:
-    """The result of `call`, run in a thread of its own; one that hangs dies with the process. Raises TimeoutError."""
-    results: list[T] = []
-    errors: list[Exception] = []
+class _Thread:
+    """One thread for all timed calls of a policy, so that what a model keeps per thread stays; a hung one is left."""
 
-    def run() -> None:
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def result(self, call: Callable[[], T], seconds: float) -> T:
+        """What `call` returns or raises. Raises TimeoutError."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, daemon=True)
+            self._thread.start()
+        self._calls.put(call)
         try:
-            results.append(call())
-        except Exception as error:
-            errors.append(error)
+            value, error = self._results.get(timeout=seconds)
+        except queue.Empty:
+            raise TimeoutError from None
+        if error is not None:
+            raise error
+        returned: T = value
+        return returned
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not results:
-        raise TimeoutError
-    return results[0]
+    def _work(self) -> None:
+        while True:
+            call = self._calls.get()
+            try:
+                self._results.put((call(), None))
+            except Exception as error:
+                self._results.put((None, error))
 
 
 def check_chunks(chunks: Any, asked: int, dim: int, name: str) -> list[ActionChunk]:
@@ -99,20 +113,43 @@ def check_chunks(chunks: Any, asked: int, dim: int, name: str) -> list[ActionChu
     for chunk in chunks:
         if not isinstance(chunk, ActionChunk):
             raise UsageError(f"The policy {name!r} returned a list of {_kind(chunk)}, {expected}.")
-        _check_actions(np.asarray(chunk.actions), dim, name)
-    return list(chunks)
+    return [
+        ActionChunk(_checked_actions(chunk.actions, dim, name), _checked_stages(chunk.stages, name)) for chunk in chunks
+    ]
 
 
-def _check_actions(actions: np.ndarray[Any, np.dtype[Any]], dim: int, name: str) -> None:
+def _checked_stages(stages: Any, name: str) -> dict[str, float]:
+    try:
+        checked = {str(stage): float(milliseconds) for stage, milliseconds in stages.items()}
+    except (AttributeError, TypeError, ValueError):
+        checked = {"": math.nan}
+    if not all(math.isfinite(milliseconds) for milliseconds in checked.values()):
+        raise UsageError(
+            f"The policy {name!r} returned the stages {stages!r}, expected a name and milliseconds for each."
+        )
+    return checked
+
+
+def _checked_actions(given: Any, dim: int, name: str) -> Float32:
+    """The actions as float32, known to be finite as such."""
     expected = f"expected float32 (H >= 1, {dim})"
+    try:
+        actions = np.asarray(given)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors on a GPU or with a gradient
+        raise UsageError(
+            f"The policy {name!r} returned actions that are no array ({' '.join(str(error).split())}), {expected}."
+        ) from None
     if actions.dtype.kind != "f":
         raise UsageError(f"The policy {name!r} returned actions of dtype {actions.dtype}, {expected}.")
     if actions.ndim != 2 or actions.shape[1] != dim or len(actions) == 0:
         raise UsageError(f"The policy {name!r} returned actions of shape {actions.shape}, {expected}.")
-    if not np.isfinite(actions).all():
-        step, entry = np.argwhere(~np.isfinite(actions))[0]
+    with np.errstate(over="ignore"):
+        played = actions.astype(np.float32)
+    if not np.isfinite(played).all():
+        step, entry = np.argwhere(~np.isfinite(played))[0]
         value = actions[step, entry]
         raise UsageError(f"The policy {name!r} returned {value} in action {step}, entry {entry}: not a number to play.")
+    return played
 
 
 def _kind(value: object) -> str:

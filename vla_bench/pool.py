@@ -15,6 +15,7 @@ import os
 import selectors
 import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -150,7 +151,7 @@ class Worker:
         self.attempts = 0
         self.task = ""
         self.process: BaseProcess = context.Process(target=work, args=(theirs, setup, memory), daemon=True)
-        with _importable_main():
+        with _importable_main(), _interrupts_held():
             self.process.start()
         theirs.close()
 
@@ -180,6 +181,19 @@ class _importable_main:
 
     def __exit__(self, *_: object) -> None:
         sys.modules["__main__"].__dict__.update({k: v for k, v in self._saved.items() if v is not None})
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """A worker started inside is deaf to Ctrl-C from its first instant, before it can ask for that itself."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Pool:
@@ -285,7 +299,7 @@ class Pool:
                 self._queue.insert(0, (episode, attempts + 1))
             else:
                 row = broken(episode, "WorkerDied", f"the worker ended with exit code {worker.process.exitcode}")
-                yield Rollout(replace(row, attempts=attempts), (), np.zeros((0, 0), np.float32))
+                yield Rollout(replace(row, attempts=attempts), (), np.zeros((0, 0), np.float32), row.message)
         self._hire(worker.slot)
 
     def _answer(self) -> None:
@@ -303,6 +317,6 @@ def worker_count(wanted: str) -> int:
     """A number of workers; `auto` is one per CPU core this process may use. Raises UsageError."""
     if wanted == "auto":
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not wanted.isdigit() or int(wanted) < 1:
+    if not wanted.isdecimal() or int(wanted) < 1:
         raise UsageError(f"--workers should be a number of at least 1, or auto; got {wanted!r}.")
     return int(wanted)

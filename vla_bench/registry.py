@@ -11,6 +11,7 @@ from typing import Any
 
 from vla_bench.config import ALIASES, list_arguments, parse_arguments
 from vla_bench.errors import MissingPackage, UsageError, unknown_name
+from vla_bench.provenance import content_hash
 from vla_bench.types import Policy, PolicySpec, Suite
 
 SUITES: Mapping[str, str] = {
@@ -55,6 +56,17 @@ def find_policy(name: str) -> Callable[..., Policy]:
     return _find("policy", name, _table("policy", POLICIES), {})
 
 
+def source_hash(policy: str) -> str:
+    """16 hex digits of SHA-256 over the file of a policy given by import path; empty for those that have a name.
+
+    Whoever develops a policy runs the same command on changing code: two versions must not share a run.
+    """
+    if ":" not in policy:
+        return ""
+    file = sys.modules[find_policy(policy).__module__].__file__
+    return content_hash(file)
+
+
 def make_policy(name: str, suite: Suite, checkpoint: str | None = None, given: Sequence[str] = ()) -> Policy:
     """The policy of that name, loaded. Raises UsageError.
 
@@ -75,6 +87,13 @@ def make_policy(name: str, suite: Suite, checkpoint: str | None = None, given: S
 def describe_policy_arguments(name: str) -> str:
     """One sentence: what `--policy-args` of that policy takes."""
     return f"--policy-args of {name}: {list_arguments(find_policy(name), _ENGINE_FILLS)}"
+
+
+def describe_suite_arguments(name: str) -> str:
+    """One sentence: what `--suite-args` of that suite takes."""
+    name = ALIASES.get(name, name)
+    factory = _find("suite", name, _table("suite", SUITES), ALIASES)
+    return f"--suite-args of {name}: {list_arguments(factory, _ENGINE_FILLS)}"
 
 
 def _checkpoint_argument(name: str, given: str | None, parameters: Mapping[str, inspect.Parameter]) -> dict[str, str]:

@@ -173,9 +173,9 @@ class _Tally:
 
     def add(self, after: Transition) -> None:
         self.steps += after.steps
-        self.success = after.success
-        self.over = after.success or after.truncated
-        self.subgoals_done = after.subgoals_done
+        self.success = bool(after.success)
+        self.over = bool(after.success or after.truncated)
+        self.subgoals_done = int(after.subgoals_done)
         self.physics_s += after.physics_s
         self.render_s += after.render_s
 
@@ -248,19 +248,18 @@ class Stage:
         started = time.perf_counter()
         try:
             env = self._scene(episode.task)
-            return self._filmed(env, run_episode(env, self._actor, episode, self._suite.control_hz, started))
+            rollout = run_episode(env, self._actor, episode, self._suite.control_hz, started)
         except (UsageError, PolicyFailure):
             raise
         except Exception as error:
             self.close()
             row = broken(episode, type(error).__name__, " ".join(str(error).split()))
             return Rollout(row, (), np.zeros((0, self._suite.action.dim), np.float32), traceback.format_exc())
+        return self._filmed(env, rollout) if self._filming.wants(rollout.result) else rollout
 
     def _filmed(self, env: Env, rollout: Rollout) -> Rollout:
-        """The rollout with its film, if it is one to be filmed; none of it counts in the episode's times."""
+        """The rollout with its film. The verdict stands without one too; filming counts in none of its times."""
         result = rollout.result
-        if not self._filming.wants(result):
-            return rollout
         name = f"{FOLDER}/{stem(result.episode)}.mp4"
         about = Caption(
             instruction=" / ".join(self._suite.task(result.task).instructions),
@@ -269,7 +268,11 @@ class Stage:
             chunk_starts=chunk_starts([call.executed for call in rollout.inferences]),
             control_hz=self._suite.control_hz,
         )
-        write_film(self._filming.run / name, env.film(), about)
+        try:
+            write_film(self._filming.run / name, env.film(), about)
+        except Exception as error:
+            said = f"Not filmed. {type(error).__name__}: {' '.join(str(error).split())}"
+            return rollout._replace(result=replace(result, message=said), trace=traceback.format_exc())
         return rollout._replace(result=replace(result, video=name))
 
     def _scene(self, task: str) -> Env:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 import traceback
@@ -14,8 +15,8 @@ from vla_bench.config import RunConfig, describe, digest
 from vla_bench.errors import PolicyFailure, UsageError, unknown_name
 from vla_bench.inference import LocalPolicy, check_compatible
 from vla_bench.pool import Pool, WorkerSetup, worker_count
-from vla_bench.provenance import gather
-from vla_bench.registry import make_policy, make_suite
+from vla_bench.provenance import content_hash, gather
+from vla_bench.registry import make_policy, make_suite, source_hash
 from vla_bench.rollout import Actor, Filming, Rollout, Stage, attach
 from vla_bench.store import RunInfo, RunStore, record_actions
 from vla_bench.types import Episode, EpisodeResult, Policy, Suite, Task
@@ -73,7 +74,7 @@ def select_tasks(suite: Suite, wanted: Sequence[str]) -> list[Task]:
 def _task_name(suite: Suite, text: str) -> str:
     if text in suite.names:
         return text
-    if text.isdigit():
+    if text.isdecimal():
         if int(text) < len(suite.tasks):
             return suite.tasks[int(text)].name
         raise UsageError(f"{suite.name} has tasks 0 to {len(suite.tasks) - 1}, got {text}.")
@@ -98,6 +99,7 @@ def protocol(suite: Suite, config: RunConfig) -> dict[str, object]:
         "version": suite.version,
         "tasks": [[task.name, *task.instructions, task.max_steps, task.trials] for task in suite.tasks],
         "action": dataclasses.asdict(suite.action),
+        "state": list(suite.state),
         "cameras": [[camera.name, camera.height, camera.width] for camera in suite.cameras],
         "control_hz": suite.control_hz,
         "settings": dict(suite.protocol),
@@ -128,8 +130,12 @@ def prepare(config: RunConfig) -> Job:
     policy = make_policy(config.policy, suite, config.checkpoint, config.policy_args)
     check_compatible(policy, suite)
     info = RunInfo(
-        identity={**config.identity(), "weights": policy.spec.checkpoint},
-        plan=config.plan(),
+        identity={
+            **config.identity(),
+            "weights": policy.spec.checkpoint or content_hash(config.checkpoint),
+            "code": source_hash(config.policy),
+        },
+        plan={**config.plan(), "planned": len(episodes)},
         protocol=settings,
         protocol_hash=digest(settings)[:12],
         provenance=gather(),
@@ -147,11 +153,22 @@ def run(config: RunConfig, watcher: Watcher | None = None) -> Outcome:
     job = prepare(config)
     with RunStore.open(config.path(), job.info, config.overwrite) as store:
         todo = [episode for episode in job.episodes if episode not in store.done()]
-        watcher.start(store.path, len(job.episodes), store.rows(job.episodes), store.notes)
+        watcher.start(store.path, len(job.episodes), store.rows(job.episodes), [*store.notes, *_not_again(job, todo)])
         ending = _consume(play(job, todo), config, store, watcher)
     rows = store.rows(job.episodes)
     judged = sum(row.success is not None for row in rows)
     return Outcome(store.path, len(job.episodes), judged, len(rows) - judged, *ending, notes=tuple(store.notes))
+
+
+def _not_again(job: Job, todo: Sequence[Episode]) -> list[str]:
+    """What is asked for now but was not when the stored episodes were played."""
+    stored = len(job.episodes) - len(todo)
+    wanted = [("--record-actions", job.config.record_actions), ("--video", job.config.video != "none")]
+    return [
+        f"{flag} is for episodes still to play: the {stored} stored ones stay as they are."
+        for flag, on in wanted
+        if on and stored
+    ]
 
 
 def play(job: Job, todo: Sequence[Episode]) -> Generator[Rollout]:
@@ -166,10 +183,12 @@ class _Ending(NamedTuple):
 
 def _consume(rollouts: Generator[Rollout], config: RunConfig, store: RunStore, watcher: Watcher) -> _Ending:
     """Store every rollout as it comes, until they end, the user interrupts or the policy fails."""
-    started, in_a_row = time.perf_counter(), 0
+    started, in_a_row, played = time.perf_counter(), 0, 0
     try:
         for rollout in rollouts:
             keep(rollout, config, store)
+            record_seconds(store, time.perf_counter() - started)
+            played += 1
             watcher.row(rollout.result)
             in_a_row = in_a_row + 1 if rollout.result.success is None else 0
             if in_a_row == MAX_BROKEN_IN_A_ROW:
@@ -182,7 +201,9 @@ def _consume(rollouts: Generator[Rollout], config: RunConfig, store: RunStore, w
         return _Ending(failure=str(failure))
     finally:
         rollouts.close()
-        record_seconds(store, time.perf_counter() - started)
+        if not played:
+            with contextlib.suppress(UsageError):  # a full disk has had its sentence
+                store.keep_provenance()
     return _Ending()
 
 

@@ -76,7 +76,7 @@ class RunStore:
     """The one writer of a run directory. `notes` collects sentences for the screen."""
 
     def __init__(self, path: Path, info: RunInfo, previous: RunInfo | None, lock: int) -> None:
-        self.path, self.info, self.notes = path, info, list[str]()
+        self.path, self.info, self.notes = path, _continued(info, previous), list[str]()
         self.previous = previous
         """What run.json said before a resume."""
         self._lock = lock
@@ -128,6 +128,12 @@ class RunStore:
         """Keeps a traceback for whoever wants to mend what broke."""
         with _failure(self.path / ERRORS, "free some space"), (self.path / ERRORS).open("a") as log:
             log.write(f"{heading}\n{trace}\n")
+
+    def keep_provenance(self) -> None:
+        """Puts back what run.json said before this session, which played nothing."""
+        if self.previous is not None:
+            self.info = replace(self.info, provenance=self.previous.provenance)
+            self._write_info()
 
     def record_provenance(self, **facts: object) -> None:
         """Adds facts that are known only later (`run_seconds`) to run.json."""
@@ -243,6 +249,17 @@ def _previous(path: Path, info: RunInfo, overwrite: bool) -> RunInfo | None:
         return None
     _refuse_other_run(path, previous, info)
     return previous
+
+
+def _continued(info: RunInfo, previous: RunInfo | None) -> RunInfo:
+    """The information of a session, with the run's earlier sessions and the seconds they took."""
+    if previous is None:
+        return info
+    before = dict(previous.provenance)
+    earlier = before.pop("earlier", [])
+    sessions = [*(earlier if isinstance(earlier, list) else []), before]
+    seconds = {"run_seconds": before["run_seconds"]} if "run_seconds" in before else {}
+    return replace(info, provenance={**info.provenance, **seconds, "earlier": sessions})
 
 
 def _refuse_other_run(path: Path, there: RunInfo, here: RunInfo) -> None:

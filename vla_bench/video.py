@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
 
 FOLDER = "videos"
-EVERY = 2  # control steps per frame: 10 frames a second at 20 Hz
+EVERY = 4  # control steps per frame: 5 frames a second at 20 Hz; painting is what a film costs
 STRIP_STILLS = 8
 _BAND = 52  # pixels below the pictures: two lines of text and the timeline
 _INK, _PAPER, _DIM = (235, 235, 235), (24, 26, 30), (110, 115, 125)
