@@ -19,6 +19,19 @@ command -v "$python" >/dev/null ||
 
 "$python" -m venv "$venv"
 "$venv/bin/python" -m pip install -qq --upgrade pip setuptools
+
+# Without an NVIDIA driver the CPU build of torch is enough, and gigabytes smaller; it has an index of its own, which a
+# machine that only reaches a mirror of PyPI does without.
+if ! "$venv/bin/python" -m pip show -qq torch 2>/dev/null; then
+    torch='torch==2.13.0'
+    if [ -e /proc/driver/nvidia/version ]; then
+        "$venv/bin/python" -m pip install -qq "$torch"
+    else
+        "$venv/bin/python" -m pip install -qq --retries 0 --timeout 10 \
+            --index-url https://download.pytorch.org/whl/cpu "$torch" 2>/dev/null ||
+            "$venv/bin/python" -m pip install -qq "$torch"
+    fi
+fi
 "$venv/bin/python" -m pip install -qq --editable '.[libero,robosuite,dev]'
 
 gl() {

@@ -262,3 +262,10 @@ def test_every_option_of_a_run_that_changes_numbers_reaches_both(tmp_path: Path)
         k: v for k, v in asdict(b).items() if k not in sides
     }
     assert (a.seed, a.chunking, a.execute, a.task, a.first_trial, a.video) == (3, "temporal", 2, ("0",), 1, "all")
+
+
+def test_comparing_the_runs_of_a_duel_says_that_stopping_made_them_look_sure(tmp_path: Path) -> None:
+    from vla_bench.compare import compare
+
+    duel(config(tmp_path, policy_args_b=SLOW))
+    assert any("A duel ended these runs" in note for note in compare(tmp_path / "a", tmp_path / "b").notes)

@@ -36,7 +36,7 @@ from vla_bench.stats_many import holm
 from vla_bench.stats_paired import mcnemar, mcnemar_midp, paired_difference
 from vla_bench.stats_planning import pairs_needed
 from vla_bench.store import KEY, RunInfo, read_inferences, read_info
-from vla_bench.tables import aligned, load, shorten
+from vla_bench.tables import aligned, load, shorten, stopping_notes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,7 +132,7 @@ class Comparison:
 def compare(run_a: str | Path, run_b: str | Path, alpha: float = 0.05, force: bool = False) -> Comparison:
     """The comparison of the runs in those directories. Raises UsageError."""
     info_a, info_b = read_info(run_a), read_info(run_b)
-    return compare_rows(
+    comparison = compare_rows(
         *(with_paths(load(run), run) for run in (run_a, run_b)),
         *(read_inferences(run) for run in (run_a, run_b)),
         sides=(_side(info_a, run_a), _side(info_b, run_b)),
@@ -141,6 +141,7 @@ def compare(run_a: str | Path, run_b: str | Path, alpha: float = 0.05, force: bo
         force=force,
         latency_notes=_circumstances(info_a, info_b),
     )
+    return replace(comparison, notes=(*comparison.notes, *stopping_notes([info_a, info_b])))
 
 
 def compare_rows(

@@ -338,7 +338,8 @@ class _Streams:
 
 
 def _open(job: Job) -> RunStore:
-    return RunStore.open(job.config.path(), job.info, job.config.overwrite)
+    info = replace(job.info, plan={**job.info.plan, "stopped_by": "duel"})
+    return RunStore.open(job.config.path(), info, job.config.overwrite)
 
 
 def _hopeless(corner: _Corner) -> str:

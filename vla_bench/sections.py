@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vla_bench import store
 from vla_bench.errors import UsageError
 from vla_bench.store import KEY, RunInfo
-from vla_bench.tables import load, utf8
+from vla_bench.tables import load, stopping_notes, utf8
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -203,6 +203,7 @@ def _section(
         *(note for entrant in entrants for note in entrant.notes),
         *_unequal_episodes(entrants),
         *_several_machines(entrants),
+        *stopping_notes(run.info for run in runs),
     )
     return Section(suite, hashed, perturbation, protocol, control_hz, entrants, notes)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -125,6 +125,16 @@ def _places(info: store.RunInfo) -> dict[str, int]:
     """Task name to its place in the suite."""
     tasks = info.protocol.get("tasks")
     return {task[0]: place for place, task in enumerate(tasks)} if isinstance(tasks, list) else {}
+
+
+def stopping_notes(infos: Iterable[RunInfo]) -> list[str]:
+    """The caution that goes with runs which a duel ended as soon as they differed enough."""
+    if not any(info.plan.get("stopped_by") == "duel" for info in infos):
+        return []
+    return [
+        "A duel ended these runs as soon as they differed enough: p-values and intervals made for a fixed number of "
+        "episodes look too sure here; the e-value holds."
+    ]
 
 
 def load_summary(path: str | Path) -> RunSummary:
