@@ -173,3 +173,10 @@ class Looker:
         seen = observation.images[self.spec.cameras[0].name].mean(axis=(0, 1)) / 128 - 1
         noise = np.random.default_rng(observation.seed).normal(size=self.spec.action.dim)
         return np.clip(0.3 * noise + np.resize(seen, noise.shape), -1, 1).astype(np.float32)
+
+
+class Unmade(Walker):
+    """A Walker whose weights are not where they should be."""
+
+    def __init__(self, suite: Suite) -> None:
+        raise FileNotFoundError("no such weights")

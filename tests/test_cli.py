@@ -56,6 +56,10 @@ TOY = ["run", "--policy", "fakes:Walker", "--suite", "fakes:suite", "--episodes"
         (["run", "--policy", "fakes:Wlker", "--suite", "robosuite"], "Did you mean 'Walker'"),
         (["run", "--policy", "random"], "Missing from vla-bench run: --suite"),
         (["run", "--policy", "fakes:Walker", "--suite", "robosuite", "--policy-args", "help"], ""),
+        (
+            ["run", "--policy", "fakes:Unmade", "--suite", "robosuite"],
+            "could not be made: FileNotFoundError: no such weights (",
+        ),
         (["walk"], "Unknown command 'walk'."),
         (["list", "suits"], "Unknown thing to list 'suits'. Did you mean 'suites'"),
         (["list", "tasks"], "vla-bench list tasks SUITE"),

@@ -160,3 +160,14 @@ def test_stages_that_are_no_times_are_refused(stages: object) -> None:
 
     with pytest.raises(UsageError, match="expected a name and milliseconds"):
         play(Slow(SUITE))
+
+
+def test_a_policy_that_exits_is_a_failure_of_the_policy() -> None:
+    class Quitter(fakes.Walker):
+        def infer(self, observations):  # type: ignore[no-untyped-def]
+            raise SystemExit(3)
+
+    for timeout_s in (None, 5.0):
+        stage = Stage(SUITE, [], Actor(LocalPolicy(Quitter(SUITE), timeout_s), RecedingHorizon()))
+        with pytest.raises(PolicyFailure, match=r"'walker' raised SystemExit in infer: 3\."):
+            stage.play(EPISODE)

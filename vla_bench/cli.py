@@ -231,6 +231,7 @@ def _ending(outcome: Outcome) -> int:
             file=sys.stderr,
         )
         return EXIT_BROKEN
+    print(f"vla-bench: {done}.", file=sys.stderr)
     return EXIT_DONE
 
 

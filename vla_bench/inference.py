@@ -66,9 +66,9 @@ class LocalPolicy:
             raise PolicyFailure(
                 f"The policy {name!r} took longer than --timeout {self._timeout_s:g} s in {method}."
             ) from None
-        except Exception as error:
-            text = " ".join(str(error).split())
-            raise PolicyFailure(f"The policy {name!r} raised {type(error).__name__} in {method}: {text}") from error
+        except (Exception, SystemExit) as error:  # argparse in a checkpoint loader exits
+            text = " ".join(str(error).split()).rstrip(".")
+            raise PolicyFailure(f"The policy {name!r} raised {type(error).__name__} in {method}: {text}.") from error
 
 
 class _Thread:
@@ -76,7 +76,7 @@ class _Thread:
 
     def __init__(self) -> None:
         self._calls: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
-        self._results: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[tuple[Any, Exception | SystemExit | None]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def result(self, call: Callable[[], T], seconds: float) -> T:
@@ -99,7 +99,7 @@ class _Thread:
             call = self._calls.get()
             try:
                 self._results.put((call(), None))
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self._results.put((None, error))
 
 

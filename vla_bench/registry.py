@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -79,9 +80,21 @@ def make_policy(name: str, suite: Suite, checkpoint: str | None = None, given: S
     if "suite" in parameters:
         arguments["suite"] = suite
     arguments |= _checkpoint_argument(name, checkpoint, parameters)
-    policy = constructor(**arguments)
+    try:
+        policy = constructor(**arguments)
+    except UsageError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"The policy {name!r} could not be made: {_where(error)}") from error
     _checked(getattr(policy, "spec", None), PolicySpec, f"{name}.spec")
     return policy
+
+
+def _where(error: BaseException) -> str:
+    """The error in one sentence, with the line that raised it."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    said = " ".join(str(error).split()).rstrip(".")
+    return f"{type(error).__name__}: {said} ({frame.filename}, line {frame.lineno})."
 
 
 def describe_policy_arguments(name: str) -> str:

@@ -237,6 +237,8 @@ class Stage:
         self._actor = actor
         self._watch = watch
         self._filming = filming
+        self.interrupted = False
+        """Ctrl-C came while a film was painted."""
         self._task = ""
         self._env: Env | None = None
 
@@ -270,6 +272,9 @@ class Stage:
         )
         try:
             write_film(self._filming.run / name, env.film(), about)
+        except KeyboardInterrupt:
+            self.interrupted = True  # once the verdict is stored
+            return rollout
         except Exception as error:
             said = f"Not filmed. {type(error).__name__}: {' '.join(str(error).split())}"
             return rollout._replace(result=replace(result, message=said), trace=traceback.format_exc())

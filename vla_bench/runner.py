@@ -231,6 +231,8 @@ def _serial(job: Job, todo: Sequence[Episode]) -> Generator[Rollout]:
     try:
         for episode in todo:
             yield _attempted(stage, episode)
+            if stage.interrupted:
+                raise KeyboardInterrupt
     finally:
         stage.close()
 

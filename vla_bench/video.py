@@ -54,12 +54,17 @@ def chunk_starts(executed: Sequence[int]) -> list[int]:
 def write_film(path: Path, frames: Iterable[Frame], about: Caption) -> None:
     """Write the film to `path` (.mp4) and its strip of stills beside it (.png). Raises UsageError for a full disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    chosen = np.linspace(0, about.steps // EVERY, STRIP_STILLS).round().astype(int).tolist()
+    chosen = np.linspace(0, -(-about.steps // EVERY), STRIP_STILLS).round().astype(int).tolist()  # the last frame too
     try:
         pictures = enumerate(_encode(path, (compose(frame, about) for frame in frames), about.control_hz / EVERY))
         stills = [picture for index, picture in pictures if index in chosen]
         _save_strip(path.with_suffix(".png"), stills)
-    except OSError as error:
+    except BaseException as error:
+        for half in (path, path.with_suffix(".png")):
+            if half.is_file():
+                half.unlink()
+        if not isinstance(error, OSError):
+            raise
         reason = str(error).splitlines()[0]  # ffmpeg's whole command follows
         raise UsageError(
             f"The film {path} could not be written ({reason}); free some space, or --video none."
