@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vla_bench.errors import UsageError
 from vla_bench.pairing import counted, episode_name, machine, policy_title
-from vla_bench.store import KEY, RunInfo, read_inferences, read_info
+from vla_bench.store import KEY, RunInfo, read_inferences, read_info, replacing
 from vla_bench.tables import latency, load
 
 if TYPE_CHECKING:
@@ -109,18 +108,12 @@ def write_baseline(baseline: Baseline, file: str | Path) -> None:
     file = Path(file)
     header = {"baseline": FORMAT, **asdict(replace(baseline, episodes=())), "episodes": len(baseline.episodes)}
     lines = [json.dumps(line, separators=(",", ":")) for line in (header, *map(asdict, baseline.episodes))]
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write("\n".join(lines) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
+        with replacing(file) as temporary:
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     except OSError as error:
         raise UsageError(f"Could not write the baseline {file}: {error.strerror or error}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def describe(baseline: Baseline) -> str:

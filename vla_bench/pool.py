@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -205,13 +205,11 @@ class Pool:
         policy: LocalPolicy,
         batch_size: int,
         max_attempts: int,
-        on_start: Callable[[int], None] = lambda pid: None,
     ) -> None:
         self._setups = {setup.slot: setup for setup in setups}
         self._policy = policy
         self._batch_size = batch_size
         self._max_attempts = max_attempts
-        self._on_start = on_start
         self._workers: list[Worker] = []
         self._pipes = selectors.DefaultSelector()
         self._requests: deque[tuple[Worker, Ask]] = deque()
@@ -237,7 +235,6 @@ class Pool:
         if not self._queue:
             return
         worker = Worker(self._setups[slot])
-        self._on_start(worker.process.pid or 0)
         self._workers.append(worker)
         self._pipes.register(worker.pipe, selectors.EVENT_READ, worker)
         self._give_next(worker)

@@ -44,12 +44,16 @@ def policy_names() -> list[str]:
 
 def make_suite(name: str, given: Sequence[str] = ()) -> Suite:
     """The suite of that name, alias or import path, with name=value arguments. Raises UsageError."""
-    name = ALIASES.get(name, name)
-    factory = _find("suite", name, _table("suite", SUITES), ALIASES)
+    name, factory = ALIASES.get(name, name), find_suite(name)
     suite: Suite = _checked(
         factory(name, **parse_arguments(factory, given, "--suite-args", _ENGINE_FILLS)), Suite, name
     )
     return suite
+
+
+def find_suite(name: str) -> Callable[..., Suite]:
+    """The function that makes the suite of that name, alias or import path. Raises UsageError."""
+    return _find("suite", ALIASES.get(name, name), _table("suite", SUITES), ALIASES)
 
 
 def find_policy(name: str) -> Callable[..., Policy]:
@@ -104,9 +108,7 @@ def describe_policy_arguments(name: str) -> str:
 
 def describe_suite_arguments(name: str) -> str:
     """One sentence: what `--suite-args` of that suite takes."""
-    name = ALIASES.get(name, name)
-    factory = _find("suite", name, _table("suite", SUITES), ALIASES)
-    return f"--suite-args of {name}: {list_arguments(factory, _ENGINE_FILLS)}"
+    return f"--suite-args of {name}: {list_arguments(find_suite(name), _ENGINE_FILLS)}"
 
 
 def _checkpoint_argument(name: str, given: str | None, parameters: Mapping[str, inspect.Parameter]) -> dict[str, str]:

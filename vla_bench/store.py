@@ -165,7 +165,7 @@ class RunStore:
             _append_line(self.path / name, line)
 
     def _write_info(self) -> None:
-        with _failure(self.path / RUN, "free some space"), _replacing(self.path / RUN) as temporary:
+        with _failure(self.path / RUN, "free some space"), replacing(self.path / RUN) as temporary:
             temporary.write_text(json.dumps(asdict(self.info), indent=2, allow_nan=False) + "\n")
 
 
@@ -395,7 +395,7 @@ def _compact(directory: Path, results: Mapping[Episode, EpisodeResult]) -> None:
     if not (directory / SPOOL).exists():
         return
     frame = _inferences(directory, results)
-    with _replacing(directory / INFERENCES) as temporary:
+    with replacing(directory / INFERENCES) as temporary:
         frame.to_parquet(temporary, index=False)
     (directory / SPOOL).unlink()
 
@@ -478,7 +478,7 @@ def _append_line(file: Path, record: Mapping[str, object]) -> None:
 
 
 @contextmanager
-def _replacing(file: Path) -> Iterator[Path]:
+def replacing(file: Path) -> Iterator[Path]:
     """A temporary path whose content becomes `file` all at once, durably, unless the block raises."""
     temporary = _temporary(file)
     try:
