@@ -24,7 +24,9 @@ import hashlib
 import logging
 import time
 import weakref
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -157,6 +159,15 @@ class Sample:
         """(8,) float32 as in `STATE`."""
         rotation = axis_angle_from_quat(self._eef_quat_wxyz[[1, 2, 3, 0]])
         return np.concatenate([self._eef_pos, rotation, self._finger_pos]).astype(np.float32)
+
+
+@dataclass
+class Moment:
+    """A control step as an observation tells it; its pictures are painted when somebody looks."""
+
+    still: Still
+    state: Float32
+    images: Mapping[str, Image] | None = None
 
 
 class Cameras:
@@ -414,6 +425,7 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], Float32]):
         self._cameras = tuple(camera for camera in cameras if camera.name in wanted)
         self._record_every = 0
         self._reel: list[tuple[int, Still]] = []
+        self._past: deque[Moment] = deque(maxlen=1)
         self._painter: Cameras | None = None
         self._steps = 0
         self._last: Observation | None = None
@@ -432,6 +444,8 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], Float32]):
         self._steps = 0
         self._start(trial, seed)
         self._reel = [(0, self._sample.still.copy())]
+        self._past.clear()
+        self._remember()
         return self._observe()
 
     def advance(self, actions: Float32) -> Transition:
@@ -443,6 +457,7 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], Float32]):
             self._loop.step(action)
             played += 1
             success = self._judge()
+            self._remember()
             over = success or self._steps + played >= self.task.max_steps
             self._keep(self._steps + played, over)
             if over:
@@ -461,6 +476,9 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], Float32]):
             physics_s=simulated - started,
             render_s=time.perf_counter() - simulated,
         )
+
+    def look_back(self, history: int) -> None:
+        self._past = deque(maxlen=history)
 
     def record(self, every: int) -> None:
         self._record_every = every
@@ -535,10 +553,19 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], Float32]):
         if self._record_every and (over or step % self._record_every == 0):
             self._reel.append((step, self._sample.still.copy()))
 
+    def _remember(self) -> None:
+        self._past.append(Moment(self._sample.still.copy(), self._sample.state()))
+
     def _observe(self) -> Observation:
-        images = self._paint(self._sample.still, self._cameras)
-        self._last = Observation(images=images, state=self._sample.state(), instruction=self.instruction)
+        *earlier, now = [self._look(moment) for moment in self._past]
+        never = (self._past.maxlen or 1) - len(self._past)
+        self._last = replace(now, earlier=(*never * [earlier[0] if earlier else now], *earlier))
         return self._last
+
+    def _look(self, moment: Moment) -> Observation:
+        if moment.images is None:
+            moment.images = self._paint(moment.still, self._cameras)
+        return Observation(images=moment.images, state=moment.state, instruction=self.instruction)
 
     def _paint(self, still: Still, cameras: Sequence[Camera]) -> Mapping[str, Image]:
         if not cameras:

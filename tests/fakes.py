@@ -6,7 +6,8 @@ import hashlib
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,10 +46,12 @@ class ToyEnv:
 
     def __init__(self, task: Task, cameras: Sequence[str], marker: Path | None, break_with: str) -> None:
         self.task, self.cameras, self.marker, self.break_with = task, cameras, marker, break_with
+        self.history = 1
 
     def reset_trial(self, trial: int, seed: int) -> Observation:
         self.trial, self.steps, self.reel = trial, 0, [0]
         self.position = np.random.default_rng([trial, seed, self.task.name == "east"]).normal(size=2)
+        self.past = [self._now()] * self.history
         return self._observe()
 
     def advance(self, actions: np.ndarray) -> Transition:
@@ -57,6 +60,7 @@ class ToyEnv:
             self.position = self.position + action
             self.steps += 1
             self.reel.append(self.steps)
+            self.past.append(self._now())
             played += 1
             if self.steps == 3:
                 self._maybe_break()
@@ -81,8 +85,14 @@ class ToyEnv:
         raise RuntimeError("the toy fell off the table")
 
     def _observe(self) -> Observation:
-        images = {name: np.full((4, 4, 3), self.trial, np.uint8) for name in self.cameras}
+        return replace(self._now(), earlier=tuple(self.past[-self.history : -1]))
+
+    def _now(self) -> Observation:
+        images = {name: np.full((4, 4, 3), 8 * self.trial + self.steps, np.uint8) for name in self.cameras}
         return Observation(images, self.position.astype(np.float32), self.task.instructions[0])
+
+    def look_back(self, history: int) -> None:
+        self.history = history
 
     def record(self, every: int) -> None:
         self.every = every
@@ -119,6 +129,49 @@ class Walker:
     def _chunk(self, rng: np.random.Generator) -> ActionChunk:
         actions = rng.normal([self.speed, 0.0], 0.1, (self.chunk, 2)).astype(np.float32)
         return ActionChunk(actions, {"think": 1.5})
+
+
+class Keeper(Walker):
+    """A Walker whose speed is its checkpoint."""
+
+    def __init__(self, suite: Suite, checkpoint: str) -> None:
+        super().__init__(suite, float(Path(checkpoint).read_text().split()[0]), checkpoint=checkpoint)
+
+    def save(self, path: str, provenance: Mapping[str, str]) -> None:
+        lines = [f"{topic}: {text}" for topic, text in provenance.items()]
+        Path(path).write_text("\n".join([str(self.kept()), *lines]))
+
+    def kept(self) -> float:
+        return self.speed
+
+
+class BadKeeper(Keeper):
+    """Writes another speed."""
+
+    def kept(self) -> float:
+        return self.speed + 0.01
+
+
+class Historian(Walker):
+    """Walks as fast as it thinks it did three control steps ago, from states and pictures alike."""
+
+    def __init__(self, suite: Suite) -> None:
+        super().__init__(suite)
+        self.spec = replace(self.spec, history=3)
+        self.seen: list[Observation] = []
+
+    def infer(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        self.seen += observations
+        return [self._recall(observation) for observation in observations]
+
+    def _recall(self, now: Observation) -> ActionChunk:
+        then = now.earlier[0]
+        step = (
+            0.3
+            + 0.1 * abs(now.state[0] - then.state[0])
+            + 0.01 * float(now.images["eye"][0, 0, 0] - then.images["eye"][0, 0, 0])
+        )
+        return ActionChunk(np.tile(np.float32([step, 0]), (4, 1)))
 
 
 class Faulty(Walker):

@@ -145,6 +145,7 @@ def test_every_policy_says_in_one_line_what_it_is() -> None:
 def test_help_and_lists_import_no_simulator_and_no_pandas() -> None:
     code = (
         "import sys; from vla_bench.cli import main; main(['--help']); main(['list', 'tasks', 'libero_90']);"
+        "main(['list', 'policies']);"
         "heavy = {'pandas', 'torch', 'mujoco', 'robosuite', 'matplotlib', 'pyarrow'} & set(sys.modules);"
         "sys.exit(str(heavy) if heavy else 0)"
     )

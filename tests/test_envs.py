@@ -311,6 +311,21 @@ def test_one_camera_gives_the_same_picture_as_two(name: str) -> None:
     np.testing.assert_array_equal(one.images["robot0_eye_in_hand"], both.images["robot0_eye_in_hand"])
 
 
+def test_looking_back_gives_the_observations_that_single_steps_had() -> None:
+    suite = make_suite("robosuite")
+    env = suite.make_env(chosen_task(suite), ["agentview"])
+    env.look_back(3)
+    first = env.reset_trial(1, 0)
+    actions = random_actions(suite, steps=5)
+    singly = [first, *(env.advance(action[None]).observation for action in actions)]
+    env.reset_trial(1, 0)
+    at_once = [first, env.advance(actions[:1]).observation, env.advance(actions[1:]).observation]
+    env.close()
+    for then, steps in zip(at_once, ([0, 0], [0, 0], [3, 4]), strict=True):
+        assert [_digest(seen) for seen in then.earlier] == [_digest(singly[step]) for step in steps]
+    assert _digest(at_once[-1]) == _digest(singly[-1])
+
+
 @pytest.mark.parametrize("name", ["robosuite", "libero_object"])
 def test_without_cameras_no_opengl_is_used(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     core.import_robosuite()

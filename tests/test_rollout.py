@@ -53,6 +53,19 @@ def test_an_episode_ends_at_the_step_limit_in_the_middle_of_a_chunk() -> None:
     assert [call.executed for call in rollout.inferences] == [16, 4]
 
 
+def test_a_policy_sees_the_control_steps_before_though_chunks_are_played_open_loop() -> None:
+    policy = fakes.Historian(SUITE)
+    actor = Actor(LocalPolicy(policy), RecedingHorizon())
+    rollout = Stage(SUITE, ["eye"], actor, None, history=3).play(EPISODE)
+    positions = [policy.seen[0].state, *(policy.seen[0].state + np.cumsum(rollout.actions, axis=0))]
+    starts = np.cumsum([0, *(call.executed for call in rollout.inferences[:-1])])
+    assert len(starts) > 1
+    for start, seen in zip(starts, policy.seen, strict=True):
+        steps = [max(0, start - back) for back in (2, 1)]
+        np.testing.assert_allclose([then.state for then in seen.earlier], [positions[i] for i in steps], atol=1e-5)
+        assert [then.images["eye"][0, 0, 0] - policy.seen[0].images["eye"][0, 0, 0] for then in seen.earlier] == steps
+
+
 def test_simulated_time_is_steps_over_the_control_rate() -> None:
     result = play(fakes.Walker(SUITE)).result
     assert result.sim_s == pytest.approx(result.steps / 10.0)

@@ -88,6 +88,12 @@ def test_two_workers_give_the_rows_of_one(tmp_path: Path, changes: dict[str, obj
     assert (outcome.judged, outcome.broken) == (6, 0)
 
 
+def test_two_workers_see_the_same_past_as_one(tmp_path: Path) -> None:
+    run(config(tmp_path / "one", policy="fakes:Historian"))
+    run(config(tmp_path / "two", policy="fakes:Historian", workers="2"))
+    assert rows(tmp_path / "one") == rows(tmp_path / "two")
+
+
 def test_another_seed_gives_other_episodes(tmp_path: Path) -> None:
     run(config(tmp_path / "a"))
     run(config(tmp_path / "b", seed=1))

@@ -46,6 +46,7 @@ Find out how good a vision-language-action policy is, on your own machine.
   check        is a run as good as the baseline? for CI
   leaderboard  all runs of a folder: one table per suite and protocol, letters for ranks
   report       a web page with tables, figures and films of runs
+  convert      an official checkpoint to a directory of ours, proved to answer the same
   list         suites, tasks of a suite, policies
   doctor       what this machine can run, and what to type where it cannot
 
@@ -178,6 +179,7 @@ def _dispatch(arguments: list[str]) -> int:
         "check": _check,
         "leaderboard": _leaderboard,
         "report": _report,
+        "convert": _convert,
         "list": _list,
         "doctor": _doctor,
     }
@@ -203,7 +205,7 @@ def _run(arguments: list[str]) -> int:
 
     config = _parse(RunConfig, "run", arguments)
     if "help" in (*config.policy_args, *config.suite_args):
-        return _arguments_help(config)
+        return _arguments_help(config.policy, config.suite)
     with _Progress() as progress:
         outcome = run(config, progress)
     for note in outcome.notes:
@@ -235,11 +237,11 @@ def _ending(outcome: Outcome) -> int:
     return EXIT_DONE
 
 
-def _arguments_help(config: RunConfig) -> int:
+def _arguments_help(policy: str, suite: str) -> int:
     from vla_bench import registry
 
-    print(registry.describe_policy_arguments(config.policy))
-    print(registry.describe_suite_arguments(config.suite))
+    print(registry.describe_policy_arguments(policy))
+    print(registry.describe_suite_arguments(suite))
     return EXIT_DONE
 
 
@@ -352,6 +354,19 @@ def _report(arguments: list[str]) -> int:
     return EXIT_DONE
 
 
+def _convert(arguments: list[str]) -> int:
+    from vla_bench.convert import ConvertConfig, convert
+
+    config = _parse(ConvertConfig, "convert", arguments)
+    if "help" in (*config.policy_args, *config.suite_args):
+        return _arguments_help(config.policy, config.suite)
+    done = convert(config)
+    print(
+        f"{done.path}: sha256 {done.sha256}; answers a probe of {done.actions} actions bit for bit like the original."
+    )
+    return EXIT_DONE
+
+
 def _list(arguments: list[str]) -> int:
     config = _parse(ListConfig, "list", arguments)
     listings: dict[str, Callable[[str], list[dict[str, Any]]]] = {
@@ -405,10 +420,12 @@ def _tasks(suite_name: str) -> list[dict[str, Any]]:
 
 
 def _policies(_: str) -> list[dict[str, Any]]:
-    from vla_bench.registry import find_policy, policy_names
+    from vla_bench.registry import policy_names, sketch_policy
 
+    sketches = {name: sketch_policy(name) for name in policy_names()}
     return [
-        {"policy": name, "about": (find_policy(name).__doc__ or "").strip().splitlines()[0]} for name in policy_names()
+        {"policy": name, "about": sketch.about, "--policy-args": ", ".join(sketch.takes)}
+        for name, sketch in sketches.items()
     ]
 
 

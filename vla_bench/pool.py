@@ -43,6 +43,7 @@ class WorkerSetup:
     suite: str
     suite_args: tuple[str, ...]
     cameras: tuple[Camera, ...]
+    history: int
     chunking: Chunking
     filming: Filming
     slot: int
@@ -67,18 +68,37 @@ class Failure(NamedTuple):
 
 
 class Desk:
-    """Shared memory with a place for one picture of each camera. Worker and main process never use it at once."""
+    """Shared memory with a place for one picture of each camera and each control step that the policy looks back on.
 
-    def __init__(self, cameras: Sequence[Camera], memory: Memory) -> None:
-        self._places = dict(zip((camera.name for camera in cameras), _divided(cameras, memory), strict=True))
+    Worker and main process never use it at once.
+    """
 
-    def put(self, images: Mapping[str, Image]) -> None:
-        for name, image in images.items():
-            self._places[name][:] = image
+    def __init__(self, setup: WorkerSetup, memory: Memory) -> None:
+        places = _divided(setup.history * setup.cameras, memory)
+        names = [camera.name for camera in setup.cameras]
+        self._places = [{name: next(places) for name in names} for _ in range(setup.history)]
 
-    def take(self) -> dict[str, Image]:
-        """Copies, which a policy may keep."""
-        return {name: place.copy() for name, place in self._places.items()}
+    @staticmethod
+    def memory(setup: WorkerSetup) -> Memory:
+        size = setup.history * sum(camera.height * camera.width * 3 for camera in setup.cameras)
+        return multiprocessing.get_context("spawn").RawArray(ctypes.c_ubyte, max(1, size))
+
+    def put(self, observation: Observation) -> Observation:
+        """The observation without its pictures, which are on the desk now."""
+        for seen, places in zip((*observation.earlier, observation), self._places, strict=True):
+            for name, image in seen.images.items():
+                places[name][:] = image
+        return _with_images(observation, [{}] * len(self._places))
+
+    def take(self, observation: Observation) -> Observation:
+        """The observation with copies of its pictures, which a policy may keep."""
+        return _with_images(observation, [{name: p.copy() for name, p in places.items()} for places in self._places])
+
+
+def _with_images(observation: Observation, images: Sequence[Mapping[str, Image]]) -> Observation:
+    *past, now = images
+    earlier = tuple(replace(seen, images=then) for seen, then in zip(observation.earlier, past, strict=True))
+    return replace(observation, images=now, earlier=earlier)
 
 
 def _divided(cameras: Sequence[Camera], memory: Memory) -> Iterator[Image]:
@@ -102,8 +122,7 @@ class PipePolicy:
 
     def answer(self, observation: Observation) -> Answer:
         asked = time.perf_counter()
-        self._desk.put(observation.images)
-        self._pipe.send(Ask(replace(observation, images={}, slot=self._slot), asked))
+        self._pipe.send(Ask(self._desk.put(replace(observation, slot=self._slot)), asked))
         answer = self._pipe.recv()
         assert isinstance(answer, Answer)
         return answer
@@ -114,7 +133,7 @@ def work(pipe: Connection, setup: WorkerSetup, memory: Memory) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
     stage = None
     try:
-        stage = _open_stage(pipe, setup, Desk(setup.cameras, memory))
+        stage = _open_stage(pipe, setup, Desk(setup, memory))
         while (episode := pipe.recv()) is not None:
             pipe.send(stage.play(episode))
     except (UsageError, PolicyFailure) as error:
@@ -131,11 +150,11 @@ def _open_stage(pipe: Connection, setup: WorkerSetup, desk: Desk) -> Stage:
     cameras = [camera.name for camera in setup.cameras]
     if setup.privileged is None:
         actor = Actor(PipePolicy(pipe, desk, setup.slot), setup.chunking)
-        return Stage(suite, cameras, actor, None, setup.filming)
+        return Stage(suite, cameras, actor, filming=setup.filming, history=setup.history)
     name, checkpoint, arguments, timeout_s = setup.privileged
     policy = make_policy(name, suite, checkpoint, arguments)
     actor = Actor(LocalPolicy(policy, timeout_s), setup.chunking)
-    return Stage(suite, cameras, actor, attach(policy), setup.filming)
+    return Stage(suite, cameras, actor, attach(policy), filming=setup.filming, history=setup.history)
 
 
 class Worker:
@@ -144,8 +163,8 @@ class Worker:
     def __init__(self, setup: WorkerSetup) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would copy GL contexts and CUDA state
         self.pipe, theirs = context.Pipe()
-        memory = context.RawArray("B", max(1, sum(camera.height * camera.width * 3 for camera in setup.cameras)))
-        self.desk = Desk(setup.cameras, memory)
+        memory = Desk.memory(setup)
+        self.desk = Desk(setup, memory)
         self.slot = setup.slot
         self.episode: Episode | None = None
         self.attempts = 0
@@ -271,7 +290,7 @@ class Pool:
             elif isinstance(message, Begin):
                 self._policy.begin(message.episode, worker.slot)
             else:
-                seen = replace(message.observation, images=worker.desk.take())
+                seen = worker.desk.take(message.observation)
                 self._requests.append((worker, message._replace(observation=seen)))
 
     def _finish(self, worker: Worker, rollout: Rollout) -> Iterator[Rollout]:

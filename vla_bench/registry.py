@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import importlib.util
 import inspect
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from vla_bench.config import ALIASES, list_arguments, parse_arguments
 from vla_bench.errors import MissingPackage, UsageError, unknown_name
@@ -28,8 +31,21 @@ POLICIES: Mapping[str, str] = {
     "random": "vla_bench.policies.baselines:Random",
     "replay": "vla_bench.policies.replay:Replay",
     "oracle": "vla_bench.policies.oracle:Oracle",
+    "pi0": "vla_bench.policies.pi0:Pi0",
+    "reconvla": "vla_bench.policies.reconvla:ReconVLA",
+    "openvla": "vla_bench.policies.openvla:OpenVLA",
+    "diffusion_policy": "vla_bench.policies.diffusion_policy:DiffusionPolicy",
 }
 _ENGINE_FILLS = ("suite", "checkpoint", "name")
+
+
+class Sketch(NamedTuple):
+    """What a policy's source says of it, unread by Python: no torch is needed to list policies."""
+
+    about: str
+    """First line of its docstring."""
+    takes: tuple[str, ...]
+    """Names of its `--policy-args`."""
 
 
 def suite_names() -> list[str]:
@@ -40,6 +56,22 @@ def suite_names() -> list[str]:
 def policy_names() -> list[str]:
     """Built-in policies, then those of installed plug-ins (entry points `vla_bench.policies`)."""
     return list(_table("policy", POLICIES))
+
+
+def sketch_policy(name: str) -> Sketch:
+    """What the source of the policy of that name says; empty where it has no source."""
+    module, _, attribute = _table("policy", POLICIES)[name].partition(":")
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.origin or not spec.origin.endswith(".py"):
+        return Sketch("", ())
+    nodes = ast.walk(ast.parse(Path(spec.origin).read_text(encoding="utf-8")))
+    named = [node for node in nodes if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == attribute]
+    if not named:
+        return Sketch("", ())
+    maker = next((n for n in named[0].body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), named[0])
+    given = [*maker.args.args, *maker.args.kwonlyargs] if isinstance(maker, ast.FunctionDef) else []
+    about = (ast.get_docstring(named[0]) or "").partition("\n")[0]
+    return Sketch(about, tuple(a.arg for a in given if a.arg not in ("self", *_ENGINE_FILLS)))
 
 
 def make_suite(name: str, given: Sequence[str] = ()) -> Suite:
@@ -153,7 +185,7 @@ def _load(kind: str, path: str) -> Callable[..., Any]:
 def _import_problem(kind: str, path: str, module_name: str, error: ModuleNotFoundError) -> UsageError:
     missing = error.name or module_name
     if module_name.startswith("vla_bench."):
-        return MissingPackage(missing, "all")
+        return MissingPackage(missing, "vla" if kind == "policy" else "all")
     if module_name == missing or module_name.startswith(missing + "."):
         return UsageError(f"The {kind} {path!r} was not found: there is no module {missing!r} here or on PYTHONPATH.")
     return UsageError(f"The {kind} {path!r} imports {missing!r}, which is not installed.")

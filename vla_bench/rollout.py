@@ -92,7 +92,7 @@ class Actor:
         """(n, A) actions to play open loop."""
         asked = time.perf_counter()
         seed = inference_seed(self.episode, len(self.inferences))
-        self._answer = self.policy.answer(_seeded(observation, seed))
+        self._answer = self.policy.answer(replace(observation, seed=seed))
         self.policy_s += time.perf_counter() - asked
         actions, self._past = self.chunking.play(self._past, self._answer.actions)
         self.played.append(actions)
@@ -116,10 +116,6 @@ class Actor:
                 stages=answer.stages,
             )
         )
-
-
-def _seeded(observation: Observation, seed: int) -> Observation:
-    return Observation(observation.images, observation.state, observation.instruction, observation.slot, seed)
 
 
 def run_episode(env: Env, actor: Actor, episode: Episode, control_hz: float, started: float) -> Rollout:
@@ -230,13 +226,16 @@ class Stage:
         cameras: Sequence[str],
         actor: Actor,
         watch: Callable[[Env], None] | None = None,
+        *,
         filming: Filming = Filming(),
+        history: int = 1,
     ) -> None:
         self._suite = suite
         self._cameras = cameras
         self._actor = actor
         self._watch = watch
         self._filming = filming
+        self._history = history
         self.interrupted = False
         """Ctrl-C came while a film was painted."""
         self._task = ""
@@ -284,6 +283,8 @@ class Stage:
         if self._env is None or self._task != task:
             self.close()
             self._env = self._suite.make_env(self._suite.task(task), self._cameras)
+            if self._history > 1:
+                self._env.look_back(self._history)
             self._env.record(0 if self._filming.mode == "none" else EVERY)
             self._task = task
         if self._watch is not None:

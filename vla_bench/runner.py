@@ -138,10 +138,14 @@ def prepare(config: RunConfig) -> Job:
         plan={**config.plan(), "planned": len(episodes)},
         protocol=settings,
         protocol_hash=digest(settings)[:12],
-        provenance=gather(),
+        provenance={**gather(), **({"weights": policy.spec.note} if policy.spec.note else {})},
         control_hz=suite.control_hz,
     )
     return Job(config, suite, policy, LocalPolicy(policy, config.timeout), info, episodes, workers)
+
+
+def _weights(policy: Policy) -> list[str]:
+    return [f"{policy.spec.name}: {policy.spec.note}."] if policy.spec.note else []
 
 
 def run(config: RunConfig, watcher: Watcher | None = None) -> Outcome:
@@ -153,7 +157,8 @@ def run(config: RunConfig, watcher: Watcher | None = None) -> Outcome:
     job = prepare(config)
     with RunStore.open(config.path(), job.info, config.overwrite) as store:
         todo = [episode for episode in job.episodes if episode not in store.done()]
-        watcher.start(store.path, len(job.episodes), store.rows(job.episodes), [*store.notes, *_not_again(job, todo)])
+        notes = [*_weights(job.policy), *store.notes, *_not_again(job, todo)]
+        watcher.start(store.path, len(job.episodes), store.rows(job.episodes), notes)
         ending = _consume(play(job, todo), config, store, watcher)
     rows = store.rows(job.episodes)
     judged = sum(row.success is not None for row in rows)
@@ -227,7 +232,8 @@ def _serial(job: Job, todo: Sequence[Episode]) -> Generator[Rollout]:
     config, policy = job.config, job.policy
     cameras = [camera.name for camera in policy.spec.cameras]
     actor = Actor(job.answers, config.make_chunking())
-    stage = Stage(job.suite, cameras, actor, attach(policy), Filming(config.video, config.path()))
+    filming = Filming(config.video, config.path())
+    stage = Stage(job.suite, cameras, actor, attach(policy), filming=filming, history=policy.spec.history)
     try:
         for episode in todo:
             yield _attempted(stage, episode)
@@ -255,6 +261,7 @@ def _pooled(job: Job, todo: Sequence[Episode]) -> Generator[Rollout]:
             suite=config.suite,
             suite_args=config.suite_args,
             cameras=policy.spec.cameras,
+            history=policy.spec.history,
             chunking=config.make_chunking(),
             filming=Filming(config.video, config.path()),
             slot=slot,

@@ -67,6 +67,9 @@ class Observation:
     """Which of the concurrently running episodes this is; constant within an episode."""
     seed: int = 0
     """Seed of this inference alone: draw all noise from it and results cannot depend on batching."""
+    earlier: tuple[Observation, ...] = ()
+    """The `PolicySpec.history - 1` control steps before this one, oldest first; the first of an episode, or of an
+    instruction, stands for those that never were."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,9 @@ class Env(Protocol):
     def advance(self, actions: Float32) -> Transition:
         """Play float32 (n, A) actions open loop, stopping early at success or at the step limit."""
 
+    def look_back(self, history: int) -> None:
+        """From the next reset on, observations carry the `history - 1` control steps before them in `earlier`."""
+
     def record(self, every: int) -> None:
         """From the next reset on, keep what a film of every `every`-th control step needs; 0 keeps nothing."""
 
@@ -248,6 +254,10 @@ class PolicySpec:
     """Same observation and seed, same answer, whatever the batch."""
     privileged: bool = False
     """Reads the simulator itself: runs beside each environment and gets `attach(env)` before every reset."""
+    history: int = 1
+    """Control steps it looks back on, the present included: more than 1 fills `Observation.earlier`."""
+    note: str = ""
+    """One line that belongs beside its numbers: what its weights are, if they are not a checkpoint the user named."""
 
 
 class Policy(Protocol):

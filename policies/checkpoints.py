@@ -1,0 +1,237 @@
+"""Checkpoints on disk: our own directories, and safe reading of everybody's weights.
+
+Ours is a directory of five files that no code has to be trusted for:
+
+    config.json          {"format": "vla-bench-1", "policy": name, ...}: sizes of the model, facts of its adapter
+    model.safetensors    the state dict
+    tokenizer.json       the `tokenizers` library's own format; only where the model reads text
+    normalisation.json   {name: {"scale": [...], "offset": [...]}}
+    README.md            where the weights come from; the only file that decides nothing
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vla_bench.errors import UsageError
+
+from .normalisation import Affine
+
+FORMAT = "vla-bench-1"
+CONFIG, WEIGHTS, TOKENIZER, NORMALISATION, CARD = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "normalisation.json",
+    "README.md",
+)
+_NAMED = 3  # keys spelled out in a message
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One of our directories, read."""
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    normalisation: Mapping[str, Affine]
+    sha256: str
+    tokenizer: str | None = None
+    """The text of tokenizer.json."""
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    """Lines of the card, by topic."""
+
+
+def is_ours(path: str | Path) -> bool:
+    """Whether that is a directory in our format."""
+    config = Path(path) / CONFIG
+    return config.is_file() and str(read_json(config).get("format", "")).startswith("vla-bench")
+
+
+def read_ours(path: str | Path, policy: str) -> Checkpoint:
+    """The checkpoint of that policy. Raises UsageError for anything missing, damaged or of another policy."""
+    folder = Path(path)
+    config = read_json(folder / CONFIG)
+    if config.get("format") != FORMAT:
+        raise UsageError(f"{folder / CONFIG} has the format {config.get('format')!r}, this version reads {FORMAT!r}.")
+    if config.get("policy") != policy:
+        raise UsageError(
+            f"{folder} holds weights of {config.get('policy')!r}, not of {policy!r}; use --policy to match."
+        )
+    tokenizer = folder / TOKENIZER
+    return Checkpoint(
+        config=config,
+        tensors=read_tensors(folder / WEIGHTS),
+        normalisation={name: Affine.from_json(map_) for name, map_ in read_json(folder / NORMALISATION).items()},
+        sha256=sha256_of(folder),
+        tokenizer=tokenizer.read_text(encoding="utf-8") if tokenizer.is_file() else None,
+    )
+
+
+def write_ours(path: str | Path, checkpoint: Checkpoint) -> None:
+    """Write a new directory; it appears whole or not at all. Raises UsageError when there is something already."""
+    from safetensors.torch import save_file
+
+    folder = Path(path)
+    if folder.exists():
+        raise UsageError(f"{folder} exists already; name a new directory.")
+    partial = folder.with_name(folder.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    maps = {name: map_.as_json() for name, map_ in checkpoint.normalisation.items()}
+    _write_json(partial / CONFIG, {"format": FORMAT, **checkpoint.config})
+    _write_json(partial / NORMALISATION, maps)
+    save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, partial / WEIGHTS)
+    if checkpoint.tokenizer is not None:
+        (partial / TOKENIZER).write_text(checkpoint.tokenizer, encoding="utf-8")
+    (partial / CARD).write_text(_card(checkpoint), encoding="utf-8")
+    partial.rename(folder)
+
+
+def _card(checkpoint: Checkpoint) -> str:
+    numbers = sum(tensor.numel() for tensor in checkpoint.tensors.values())
+    lines = [f"- {topic}: {text}" for topic, text in checkpoint.provenance.items()]
+    return "\n".join([f"# {checkpoint.config['policy']}", "", f"- parameters: {numbers:,}", *lines, ""])
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 over a file, or over the names and contents of all files of a directory but its README.md.
+
+    Raises UsageError when there is nothing.
+    """
+    root = Path(path)
+    files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file() and p.name != CARD)
+    if not files:
+        raise UsageError(f"There is no checkpoint at {root}; expected a file or a directory with files.")
+    if root.is_file():
+        return _digest(root)
+    whole = hashlib.sha256()
+    for file in files:
+        whole.update(f"{file.relative_to(root).as_posix()} {_digest(file)}\n".encode())
+    return whole.hexdigest()
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The object in that file. Raises UsageError for a missing or damaged one."""
+    file = Path(path)
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{file.parent} has no {file.name}; expected a checkpoint directory.") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} cannot be read as JSON: {_said(error)}.") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"{file} should hold a JSON object, got {type(value).__name__}.")
+    return value
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Name to tensor, on the CPU, of a .safetensors file, a directory with one or with an index of shards, or a file
+    of `torch.save` that holds tensors and plain containers only.
+
+    Raises UsageError for a missing, truncated or otherwise unreadable file.
+    """
+    source = Path(path)
+    if source.is_dir():
+        return _read_directory(source)
+    if not source.is_file():
+        raise UsageError(f"There is no file {source}; expected weights.")
+    if source.suffix == ".safetensors":
+        return _read_safetensors(source)
+    loaded = _reading(source, lambda: torch.load(source, map_location="cpu", weights_only=True))
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise UsageError(f"{source} should hold a dictionary of tensors, got something else.")
+    return loaded
+
+
+def _read_directory(folder: Path) -> dict[str, Tensor]:
+    index = folder / f"{WEIGHTS}.index.json"
+    if (folder / WEIGHTS).is_file():
+        return _read_safetensors(folder / WEIGHTS)
+    if not index.is_file():
+        raise UsageError(f"{folder} has neither {WEIGHTS} nor {index.name}; expected one of them.")
+    placed = read_json(index).get("weight_map")
+    if not isinstance(placed, dict):
+        raise UsageError(f"{index} has no weight_map; download it again.")
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(set(placed.values())):
+        if Path(shard).name != shard:
+            raise UsageError(f"{index} names the shard {shard!r}, which is not a file beside it.")
+        if not (folder / shard).is_file():
+            raise UsageError(f"{index} names {shard}, which is not there; download it again.")
+        tensors |= _read_safetensors(folder / shard)
+    if absent := sorted(set(placed) - set(tensors)):
+        raise UsageError(f"{index} promises {_some(absent)}, which no shard has; download the shards again.")
+    return tensors
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Tensor] = _reading(file, lambda: load_file(file))
+    return tensors
+
+
+def _reading(file: Path, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except Exception as error:  # safetensors and pickle have a class of their own for each kind of damage
+        raise UsageError(
+            f"{file} cannot be read ({type(error).__name__}: {_said(error)}); is it truncated? Download it again."
+        ) from None
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:200].rstrip(".")
+
+
+def load_into(
+    model: nn.Module, tensors: Mapping[str, Tensor], source: str | Path, missing_ok: Collection[str] = ()
+) -> None:
+    """Give the model these weights, cast to the dtypes it has. A model on the meta device comes off it.
+
+    Raises UsageError unless names and shapes agree, all of them; `missing_ok` are names that may be absent and are
+    then left as they are.
+    """
+    own = model.state_dict()
+    absent = [name for name in own if name not in tensors and name not in missing_ok]
+    unknown = [name for name in tensors if name not in own]
+    other = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
+    problems = [
+        *([f"{_some(absent)} missing"] if absent else []),
+        *([f"{_some(unknown)} not expected"] if unknown else []),
+        *([_shapes(other, own, tensors)] if other else []),
+    ]
+    if problems:
+        raise UsageError(f"{source} is no checkpoint of this architecture: {'; '.join(problems)}.")
+    cast = {name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}
+    model.load_state_dict(cast, strict=False, assign=True)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _shapes(names: Sequence[str], own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    first = names[0]
+    return f"{_some(names)} of another shape ({first}: {tuple(given[first].shape)}, expected {tuple(own[first].shape)})"

@@ -1,0 +1,165 @@
+"""Sentences and actions as token ids.
+
+The tiny tokenizer is a byte-level BPE of at most 1024 ids, trained by `train_tiny_tokenizer` on the suites' own instructions
+and committed as assets/tiny_tokenizer.json. Byte-level: every text has ids, none is unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vla_bench.errors import MissingPackage, UsageError
+
+PAD, BOS, EOS, IMAGE = range(4)
+"""The first ids of the tiny tokenizer."""
+SPECIAL = ("<pad>", "<bos>", "<eos>", "<image>")
+TINY_VOCABULARY = 1024
+TINY = Path(__file__).parent / "assets" / "tiny_tokenizer.json"
+
+Int64 = NDArray[np.int64]
+
+
+class TextTokenizer(Protocol):
+    """Text to ids, without adding any special token."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids are below this number."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def id_of(self, token: str) -> int | None:
+        """The id of that very token, None if there is none."""
+
+
+@dataclass(frozen=True)
+class JsonTokenizer:
+    """A tokenizer.json, the format of the `tokenizers` library."""
+
+    text: str
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_str(self.text)
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._tokenizer.get_vocab_size())
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def id_of(self, token: str) -> int | None:
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
+
+@dataclass(frozen=True)
+class SentencePieceTokenizer:
+    """A SentencePiece .model file (PaliGemma's and Llama's official form)."""
+
+    path: Path
+
+    @cached_property
+    def _processor(self) -> Any:
+        try:
+            import sentencepiece
+        except ModuleNotFoundError:
+            raise MissingPackage("sentencepiece", "vla") from None
+        return sentencepiece.SentencePieceProcessor(model_file=str(self.path))
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._processor.vocab_size())
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._processor.encode(text))
+
+    def id_of(self, token: str) -> int | None:
+        found = int(self._processor.piece_to_id(token))
+        return None if found == self._processor.unk_id() else found
+
+
+def load_tokenizer(path: str | Path) -> TextTokenizer:
+    """The tokenizer of a tokenizer.json, of a .model file, or of the directory that holds one of them.
+
+    Raises UsageError when there is none, or it is damaged.
+    """
+    given = Path(path)
+    files = (
+        [given]
+        if given.is_file()
+        else [f for name in ("tokenizer.json", "tokenizer.model") if (f := given / name).is_file()]
+    )
+    if not files:
+        raise UsageError(f"There is no tokenizer at {given}; expected tokenizer.json or a SentencePiece .model file.")
+    file = files[0]
+    tokenizer = (
+        SentencePieceTokenizer(file) if file.suffix == ".model" else JsonTokenizer(file.read_text(encoding="utf-8"))
+    )
+    try:
+        tokenizer.encode("")  # reads it
+    except UsageError:
+        raise
+    except Exception as error:  # both libraries raise classes of their own
+        raise UsageError(f"{file} is no tokenizer ({' '.join(str(error).split())[:200]}).") from None
+    return tokenizer
+
+
+def tiny_tokenizer() -> JsonTokenizer:
+    """The committed byte-level BPE of the tiny models."""
+    return JsonTokenizer(TINY.read_text(encoding="utf-8"))
+
+
+def train_tiny_tokenizer(sentences: Iterable[str]) -> str:
+    """tokenizer.json of a byte-level BPE: the special tokens, 256 bytes, then merges learnt from the sentences."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=TINY_VOCABULARY,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sentences, trainer)
+    return str(tokenizer.to_str(pretty=False))
+
+
+@dataclass(frozen=True)
+class ActionBins:
+    """Numbers in [-1, 1] as the last 256 ids of a vocabulary (RT-2's scheme, as in OpenVLA and ReconVLA).
+
+    256 edges linspace(-1, 1) make 255 bins and their centres; `numpy.digitize` numbers them 1 to 256, and id =
+    end - number: 31744 to 31999 for Llama's 32000 ids, 151387 to 151642 for Qwen2's 151643.
+    """
+
+    end: int
+    """Size of the text vocabulary, without what it was padded with."""
+
+    @cached_property
+    def edges(self) -> NDArray[np.float64]:
+        return np.linspace(-1.0, 1.0, 256)
+
+    @cached_property
+    def centres(self) -> NDArray[np.float64]:
+        return (self.edges[:-1] + self.edges[1:]) / 2.0
+
+    def encode(self, values: ArrayLike) -> Int64:
+        """Ids of the same shape; values beyond [-1, 1] are clipped."""
+        return np.asarray(self.end - np.digitize(np.clip(values, -1.0, 1.0), self.edges), np.int64)
+
+    def decode(self, ids: ArrayLike) -> NDArray[np.float64]:
+        """Bin centres of the same shape; ids that are no action clip to the nearest bin, as upstream."""
+        return np.asarray(self.centres[np.clip(self.end - np.asarray(ids) - 1, 0, 254)])

@@ -1,0 +1,214 @@
+"""What the PyTorch policies share: device and dtype, timing by stage, noise by seed, and a way to disk.
+
+A subclass turns observations into tensors and tensors into actions (`act`), and computes its paper's loss (`losses`).
+
+Batching. A batched matrix product may round differently from a single one in the last bit, and a closed loop amplifies
+it, so with several workers a run would depend on who happened to share a batch. With batching=each, the default,
+observations are answered one by one and the answer is bit-equal whatever the batch; with batching=together they share
+one forward pass, which is faster on a GPU, and the policy says `deterministic=False`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vla_bench.errors import UsageError
+from vla_bench.types import ActionChunk, Camera, Episode, Float32, Observation, PolicySpec, Suite
+
+from .checkpoints import Checkpoint, write_ours
+from .normalisation import Affine
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Batching = Literal["each", "together"]
+Size = Literal["checkpoint", "tiny"]
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is run; none of it is part of the checkpoint."""
+
+    device: torch.device
+    dtype: torch.dtype
+    compile: bool = False
+    batching: Batching = "each"
+
+    def compiled(self, function: F) -> F:
+        """The function, compiled if that was asked for: with CUDA graphs on a GPU."""
+        if not self.compile:
+            return function
+        mode = "reduce-overhead" if self.device.type == "cuda" else "default"
+        return cast(F, torch.compile(function, mode=mode))
+
+
+def settings(
+    device: str = "auto", dtype: Dtype = "auto", compile: bool = False, batching: Batching = "each"
+) -> Settings:
+    """The settings of these arguments. auto: a GPU if there is one; bfloat16 on it and float32 on a CPU.
+
+    Raises UsageError for a device that is not there.
+    """
+    wanted = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        place = torch.device(wanted)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        said = str(error).strip().splitlines()[0].rstrip(".")
+        raise UsageError(f"The device {wanted!r} cannot be used ({said}); use device=cpu, or cuda on a GPU.") from None
+    chosen = ("bfloat16" if place.type == "cuda" else "float32") if dtype == "auto" else dtype
+    return Settings(place, getattr(torch, chosen), compile, batching)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Demonstrations to learn from. B samples, T control steps of history (the last is now), H actions."""
+
+    images: Mapping[str, Tensor]
+    """Camera name to uint8 (B, T, height, width, 3), upright RGB."""
+    state: Tensor
+    """float32 (B, T, S), as the suite gives it."""
+    instructions: Sequence[str]
+    actions: Tensor
+    """float32 (B, H, A), as the suite takes them."""
+    valid: Tensor
+    """bool (B, H): False where the episode had ended and the last action is repeated."""
+    gaze: Tensor | None = None
+    """float32 (B, 4): x0, y0, x1, y1 of what is being manipulated, in the first camera, as shares of its sides."""
+
+
+class Acted(NamedTuple):
+    """A policy's answers to B observations."""
+
+    actions: Float32
+    """(B, H, A), as the suite takes them."""
+    attention: Float32 | None = None
+    """(B, rows, columns), each summing to 1, over the picture that the policy says."""
+
+
+@dataclass
+class Stopwatch:
+    """Milliseconds per stage; the device is waited for at both ends of each."""
+
+    device: torch.device
+    stages: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self._wait()
+        started = time.perf_counter()
+        yield
+        self._wait()
+        self.stages[name] = self.stages.get(name, 0.0) + 1e3 * (time.perf_counter() - started)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+class TorchPolicy:
+    """A policy around one `nn.Module`."""
+
+    def __init__(self, spec: PolicySpec, model: nn.Module, settings: Settings) -> None:
+        self.spec = spec
+        self.model = model.eval()
+        self.settings = settings
+
+    # What a subclass says
+
+    @abstractmethod
+    def act(self, observations: Sequence[Observation], watch: Stopwatch) -> Acted:
+        """The answers to all of them in one forward pass; each stage of it under `watch.stage(name)`."""
+
+    @abstractmethod
+    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Scalars: `loss` is the total to go down, the others are its parts. All noise comes from `generator`."""
+
+    @abstractmethod
+    def saved_config(self) -> dict[str, Any]:
+        """What our config.json must say for this very policy to be made again: sizes and facts of the adapter."""
+
+    @abstractmethod
+    def saved_normalisation(self) -> dict[str, Affine]:
+        """What our normalisation.json must say."""
+
+    def saved_tokenizer(self) -> str | None:
+        """The text of our tokenizer.json, None where no text is read."""
+        return None
+
+    # What the engine calls
+
+    def reset(self, slots: Sequence[int], episodes: Sequence[Episode]) -> None:
+        """Nothing to forget: history comes with the observations."""
+
+    def infer(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        groups = [list(observations)] if self.settings.batching == "together" else [[one] for one in observations]
+        with torch.inference_mode():
+            return [chunk for group in groups for chunk in self._answers(group)]
+
+    def _answers(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        watch = Stopwatch(self.settings.device)
+        acted = self.act(observations, watch)
+        maps = [None] * len(observations) if acted.attention is None else list(acted.attention)
+        return [
+            ActionChunk(actions, dict(watch.stages), attention)
+            for actions, attention in zip(acted.actions, maps, strict=True)
+        ]
+
+    # To disk
+
+    def save(self, path: str | Path, provenance: Mapping[str, str]) -> None:
+        """Write a checkpoint directory of ours; `provenance` are the lines of its card. Raises UsageError."""
+        write_ours(
+            path,
+            Checkpoint(
+                config={"policy": self.spec.name, **self.saved_config()},
+                tensors={name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()},
+                normalisation=self.saved_normalisation(),
+                sha256="",
+                tokenizer=self.saved_tokenizer(),
+                provenance=provenance,
+            ),
+        )
+
+
+def noise(observations: Sequence[Observation], shape: Sequence[int], device: torch.device) -> Tensor:
+    """Standard normal float32 (B, *shape): each row from its observation's seed alone, the same on every device."""
+    rows = [torch.randn(*shape, generator=torch.Generator().manual_seed(seen.seed)) for seen in observations]
+    return torch.stack(rows).to(device)
+
+
+def need_weights(name: str, checkpoint: str | None, size: Size) -> None:
+    """Raises UsageError unless exactly one of a checkpoint and size=tiny was given."""
+    if checkpoint is None and size != "tiny":
+        raise UsageError(f"{name} needs --checkpoint DIR, or --policy-args size=tiny for untrained random weights.")
+    if checkpoint is not None and size == "tiny":
+        raise UsageError(f"{name} got both a checkpoint and size=tiny, which means untrained weights; leave one out.")
+
+
+def untrained(model: nn.Module) -> str:
+    """The note of a policy whose weights are random."""
+    return f"untrained random weights, size tiny, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters"
+
+
+def two_views(suite: Suite, name: str) -> tuple[Camera, Camera]:
+    """The suite's third-person and its wrist camera. Raises UsageError when it has fewer."""
+    if len(suite.cameras) < 2:
+        raise UsageError(
+            f"{name} reads a third-person and a wrist camera; the suite {suite.name!r} has {len(suite.cameras)}."
+        )
+    return suite.cameras[0], suite.cameras[1]
+
+
+def stacked(images: Sequence[Any]) -> Tensor:
+    """uint8 (B, height, width, 3) of equally sized pictures."""
+    return torch.from_numpy(np.stack(images))
