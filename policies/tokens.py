@@ -1,7 +1,7 @@
 """Sentences and actions as token ids.
 
-The tiny tokenizer is a byte-level BPE of at most 1024 ids, trained by `train_tiny_tokenizer` on the suites' own instructions
-and committed as assets/tiny_tokenizer.json. Byte-level: every text has ids, none is unknown.
+The tiny tokenizer is a byte-level BPE of at most 1024 ids, trained by `train_tiny_tokenizer` on the suites' own
+instructions and committed as assets/tiny_tokenizer.json. Byte-level: every text has ids, none is unknown.
 """
 
 from __future__ import annotations

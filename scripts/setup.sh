@@ -32,7 +32,7 @@ if ! "$venv/bin/python" -m pip show -qq torch 2>/dev/null; then
             "$venv/bin/python" -m pip install -qq "$torch"
     fi
 fi
-"$venv/bin/python" -m pip install -qq --editable '.[libero,robosuite,dev]'
+"$venv/bin/python" -m pip install -qq --editable '.[libero,robosuite,vla,dev]'
 
 gl() {
     "$venv/bin/python" -m vla_bench.gl "$@"

@@ -30,7 +30,6 @@ from vla_bench.errors import (
 from vla_bench.types import EpisodeResult
 
 if TYPE_CHECKING:
-    from vla_bench.config import RunConfig
     from vla_bench.runner import Outcome
 
 T = TypeVar("T")
