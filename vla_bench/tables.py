@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vla_bench import store
 from vla_bench.stats import Interval, bounds, percentile, samples_needed, wilson
@@ -55,6 +55,8 @@ class LatencySummary:
     """The same, each call's time divided by the actions executed from it: hides the stall between chunks."""
     needed: dict[str, int]
     """Samples that each percentile takes (MLPerf's rule at 99 % confidence)."""
+    mean_ms: float | None
+    """Mean wall time of the call that answered it."""
     stages_ms: dict[str, float]
     """Mean milliseconds per stage over the calls that timed it."""
     mean_batch: float | None
@@ -182,6 +184,7 @@ def latency(inferences: pd.DataFrame, episodes: pd.DataFrame, control_hz: float)
         inference_ms=_percentiles(warm["latency_ms"]),
         action_ms=_percentiles(played["latency_ms"] / played["executed"]),
         needed={"p50": 1} | {f"p{p}": samples_needed(p) for p in PERCENTILES if p != 50},
+        mean_ms=_mean(warm["latency_ms"]),
         stages_ms=_stages(warm),
         mean_batch=_mean(warm["batch"]),
         mean_executed=_mean(warm["executed"]),
@@ -285,12 +288,11 @@ def _latency_lines(latency: LatencySummary) -> list[str]:
     if not latency.n + latency.cold:
         return [*missing, "No inference was timed."]
     cold = f"left out: {latency.cold} cold inferences, the slowest {_number(latency.cold_max_ms)} ms"
-    stages = ", ".join(f"{name} {_number(ms)} ms" for name, ms in latency.stages_ms.items())
     return [
         *_percentile_table(latency),
+        *_stage_table(latency),
         *([cold] if latency.cold else []),
         *missing,
-        *([f"stages, mean: {stages}"] if stages else []),
         f"per inference, mean: {_number(latency.mean_executed)} actions, batch of {_number(latency.mean_batch)}",
         f"attainable control rate: {_number(latency.attainable_hz)} Hz; the suite's: {latency.control_hz:g} Hz",
     ]
@@ -303,6 +305,16 @@ def _percentile_table(latency: LatencySummary) -> list[str]:
     lacking = [name for name, ms in latency.inference_ms.items() if ms is None]
     needs = [f"{name}: needs {latency.needed[name]} inferences, have {latency.n}" for name in lacking]
     return [*aligned([["latency, ms", *latency.needed], *rows]), *needs]
+
+
+def _stage_table(latency: LatencySummary) -> list[str]:
+    """Where a call's mean time goes, as pi0's Table I has it; the rest is batch mates, checks and what is untimed."""
+    if not latency.stages_ms or latency.mean_ms is None:
+        return []
+    rest = max(0.0, latency.mean_ms - sum(latency.stages_ms.values()))
+    parts = {**latency.stages_ms, "rest": rest, "whole": latency.mean_ms}
+    rows = [[name, _number(ms), f"{100 * ms / latency.mean_ms:.0f} %"] for name, ms in parts.items()]
+    return ["", *aligned([["stage", "mean, ms", "share"], *rows]), ""]
 
 
 def _speed_lines(summary: RunSummary) -> list[str]:
@@ -356,7 +368,7 @@ def _stages(warm: pd.DataFrame) -> dict[str, float]:
     return {name.removeprefix("stage_").removesuffix("_ms"): float(warm[name].mean()) for name in columns}
 
 
-def _mean(values: pd.Series[int]) -> float | None:
+def _mean(values: pd.Series[Any]) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
