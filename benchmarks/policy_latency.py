@@ -2,9 +2,8 @@
 
     python benchmarks/policy_latency.py [--threads 2] [--calls 60]
 
-Policies take turns, so that a slow spell of the machine hits all of them; medians are quoted. "policy" is `infer` on one
-observation; "engine + policy" is what `run` stores as an inference's latency plus the engine's own work around it, on
-the toy suite that costs nothing.
+Policies take turns, so that a slow spell of the machine hits all of them; medians are quoted. "engine + policy" is one
+turn of the episode loop without the simulator: seed, policy call, check, chunking, bookkeeping.
 """
 
 from __future__ import annotations

@@ -223,7 +223,8 @@ def load_into(
     ]
     if problems:
         raise UsageError(f"{source} is no checkpoint of this architecture: {'; '.join(problems)}.")
-    cast = {name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}
+    # copied: matrix products round by the alignment of their operands, which a file's bytes have at random
+    cast = {name: tensor.to(own[name].dtype, copy=True) for name, tensor in tensors.items()}
     model.load_state_dict(cast, strict=False, assign=True)
 
 

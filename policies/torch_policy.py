@@ -6,6 +6,9 @@ Batching. A batched matrix product may round differently from a single one in th
 it, so with several workers a run would depend on who happened to share a batch. With batching=each, the default,
 observations are answered one by one and the answer is bit-equal whatever the batch; with batching=together they share
 one forward pass, which is faster on a GPU, and the policy says `deterministic=False`.
+
+Threads. A small model on a CPU runs on one thread: its products are too small to share, two threads on busy cores wait
+for each other (60 times slower was seen), and sums are then the same on machines with other numbers of cores.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ from vla_bench.types import ActionChunk, Camera, Episode, Float32, Observation, 
 from .checkpoints import Checkpoint, write_ours
 from .normalisation import Affine
 
+SMALL = 20e6
+"""Parameters below which a model is not worth a second CPU thread."""
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Batching = Literal["each", "together"]
 Size = Literal["checkpoint", "tiny"]
@@ -122,6 +127,8 @@ class TorchPolicy:
         self.spec = spec
         self.model = model.eval()
         self.settings = settings
+        if settings.device.type == "cpu" and sum(p.numel() for p in model.parameters()) < SMALL:
+            torch.set_num_threads(1)
 
     # What a subclass says
 

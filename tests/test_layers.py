@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     {"types", "errors"},
     {"config", "geometry", "registry", "chunking", "store", "provenance", "stats", "gl", "video", "published"}
-    | {f"stats_{topic}" for topic in ("anytime", "many", "paired", "planning", "tasks", "unpaired")},
-    {"rollout", "tables", "gym"},
+    | {f"stats_{topic}" for topic in ("anytime", "chains", "many", "paired", "planning", "tasks", "unpaired")},
+    {"rollout", "chains", "tables", "gym"},
     {"inference", "pool", "runner", "plots", "sections"},
     {
         "report",

@@ -172,7 +172,8 @@ def test_the_loss_draws_from_its_generator_alone(name: str) -> None:
     assert first == again
 
 
-def test_what_is_padded_costs_nothing(name: str) -> None:
+def test_what_is_padded_costs_nothing_except_in_pi0(name: str) -> None:
+    """openpi's and Diffusion Policy's losses have the repeated actions in them; the others' have not."""
     policy = tiny(name)
     given = batch(arm(), policy, 4)
     valid = given.valid.clone()
@@ -183,7 +184,7 @@ def test_what_is_padded_costs_nothing(name: str) -> None:
         policy.losses(dataclasses.replace(given, valid=valid, actions=actions), torch.Generator().manual_seed(3))
         for actions in (given.actions, changed)
     )
-    np.testing.assert_allclose(a["loss"].item(), b["loss"].item(), rtol=1e-6)
+    assert np.isclose(a["loss"].item(), b["loss"].item(), rtol=1e-6) == (name not in NOISY)
 
 
 # Checkpoints

@@ -1,0 +1,405 @@
+"""Official π0 and π0.5 directories, read: openpi's PyTorch export and lerobot's pi0 and pi05.
+
+    openpi    config.json (action_dim, action_horizon, ...), model.safetensors, assets/<asset id>/norm_stats.json
+    lerobot   config.json (type pi0 or pi05), model.safetensors, policy_preprocessor.json and
+              policy_postprocessor.json with the .safetensors that they name, tokenizer/ since version 0.5
+
+What they say differently, and how it is read here:
+
+* Normalisation. openpi: π0 (x - mean) / (std + 1e-6), π0.5 2 (x - q01) / (q99 - q01 + 1e-6) - 1. lerobot: what the
+  processor files say, in `norm_map`: std + 1e-8, ranges without an epsilon. Nobody clips.
+* Prompt. openpi strips it and turns "_" and newlines into blanks; lerobot's π0 adds the final newline and does no more.
+* π0.5's state goes into the prompt, in bins; openpi's pi05_libero was trained without it (discrete_state_input off).
+  lerobot before 0.5 padded the state to 32 first, and so wrote 32 numbers: option state_in_prompt=padded.
+* Pictures. openpi resizes on the client with Pillow (antialiased, uint8), lerobot in the model (bilinear, float).
+  lerobot 0.4 padded with -3 instead of -1 where a picture is not square; 0.5's way is used.
+* Actions. openpi's pi0_libero learnt actions[:6] - state[:6] (its legacy delta transform), pi05_libero did not; lerobot
+  says so in its absolute_actions_processor.
+* Sizes are those of the tensors: lerobot's config.json says gemma_2b whatever the shapes.
+* Checkpoints of lerobot before 0.4 have no processor files; their statistics are among the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vla_bench.errors import UsageError
+
+from .checkpoints import load_into, read_json, read_tensors
+from .normalisation import Affine
+from .pi0_model import STEPS, Pi0Model, Sizes
+from .pi0_names import our_tensors, sizes_of
+
+OPENPI_EPS, LEROBOT_EPS = 1e-6, 1e-8
+STATE, ACTION = "observation.state", "action"
+PRE_0_4_STATISTICS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
+ARM = (True,) * 6 + (False,)
+"""openpi's delta mask of LIBERO: the pose is relative to the state, the gripper is not."""
+READABLE = "openpi's PyTorch export, lerobot's pi0 and pi05, or a directory that vla-bench wrote"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a checkpoint's model wants to be fed and understood; part of our config.json."""
+
+    prompt: Literal["openpi", "lerobot"] = "lerobot"
+    state_in_prompt: Literal["no", "real", "padded"] = "no"
+    prompt_tokens: int = 48
+    """Longer prompts lose their end."""
+    resize: Literal["pillow", "torch"] = "torch"
+    mirror: bool = False
+    """Pictures are mirrored: LIBERO's raw images turned by 180 degrees are upright ones mirrored."""
+    relative: tuple[bool, ...] = ()
+    """Dimensions of the action that are relative to the same dimension of the state, in the suite's units."""
+    steps: int = STEPS
+    """Euler steps."""
+
+
+@dataclass(frozen=True)
+class Official:
+    """One official directory in this project's terms."""
+
+    sizes: Sizes
+    tensors: Mapping[str, Tensor]
+    """Under our names."""
+    reading: Reading
+    state: Affine
+    action: Affine
+    views: tuple[str, ...]
+    """Names of the pictures, in the order of the sequence."""
+    state_dim: int | None
+    """Numbers of the real state; None where the directory does not say."""
+    action_dim: int | None
+    tokenizer: Path | None
+    about: str
+    """One line: what it is and what was assumed of it."""
+
+
+def read_official(folder: Path, asset: str = "", statistics: str = "", vision_heads: int = 0) -> Official:
+    """The directory of openpi or lerobot. Raises UsageError for anything else."""
+    if (folder / "params").is_dir() and not (folder / "model.safetensors").is_file():
+        raise UsageError(
+            f"{folder} is a JAX checkpoint of openpi; convert it with openpi's "
+            "examples/convert_jax_model_to_pytorch.py and pass the directory that this writes."
+        )
+    config = read_json(folder / "config.json")
+    if config.get("type") in ("pi0", "pi05"):
+        return _read_lerobot(folder, config, statistics, vision_heads)
+    if "action_horizon" in config and "type" not in config:
+        return _read_openpi(folder, config, asset, statistics, vision_heads)
+    kind = config.get("type") or config.get("model_type") or "unknown"
+    raise UsageError(f"{folder / 'config.json'} is of a checkpoint of type {kind!r}; pi0 reads {READABLE}.")
+
+
+# openpi
+
+
+def _read_openpi(folder: Path, config: Mapping[str, Any], asset: str, statistics: str, vision_heads: int) -> Official:
+    tensors = our_tensors(read_tensors(folder))
+    sizes = sizes_of(tensors, int(config["action_horizon"]), vision_heads)
+    _agree(folder, "action_dim", int(config.get("action_dim", sizes.action_dim)), sizes.action_dim)
+    file = Path(statistics) if statistics else _norm_stats(folder, asset)
+    libero = "libero" in file.parent.name
+    old = sizes.variant == "pi0"
+    state, action = openpi_statistics(file, quantiles=not old)
+    reading = Reading(
+        prompt="openpi",
+        state_in_prompt="no" if old or libero else "real",
+        prompt_tokens=48 if old else 200,
+        resize="pillow",
+        mirror=True,
+        relative=ARM if old and libero else (),
+    )
+    about = (
+        f"openpi {sizes.variant}, statistics {file.parent.name}, relative actions {'yes' if reading.relative else 'no'}"
+    )
+    return Official(sizes, tensors, reading, state, action, ("base_0_rgb", "left_wrist_0_rgb"), None, None, None, about)
+
+
+def _norm_stats(folder: Path, asset: str) -> Path:
+    files = {str(f.parent.relative_to(folder / "assets")): f for f in sorted(folder.glob("assets/**/norm_stats.json"))}
+    if asset in files:
+        return files[asset]
+    if len(files) == 1 and not asset:
+        return next(iter(files.values()))
+    if not files:
+        raise UsageError(
+            f"{folder} has no assets/<asset id>/norm_stats.json; copy openpi's assets beside the weights, or pass "
+            "--policy-args statistics=PATH of that file."
+        )
+    got = f"no statistics {asset!r}" if asset else f"{len(files)} sets of statistics"
+    raise UsageError(f"{folder} has {got}; choose one with --policy-args asset=..., of: {', '.join(files)}.")
+
+
+def openpi_statistics(file: Path, quantiles: bool) -> tuple[Affine, Affine]:
+    """State and action maps of a norm_stats.json. Raises UsageError for a file without what the model needs."""
+    stored = read_json(file).get("norm_stats", {})
+    try:
+        if quantiles:
+            maps = [Affine.from_range(stored[k]["q01"], stored[k]["q99"], OPENPI_EPS) for k in ("state", "actions")]
+        else:
+            maps = [Affine.from_mean_std(stored[k]["mean"], stored[k]["std"], OPENPI_EPS) for k in ("state", "actions")]
+    except (KeyError, TypeError) as error:
+        wanted = "q01 and q99" if quantiles else "mean and std"
+        raise UsageError(f"{file} should give {wanted} of state and actions; {error} is missing.") from None
+    return maps[0], maps[1]
+
+
+# lerobot
+
+
+def _read_lerobot(folder: Path, config: Mapping[str, Any], statistics: str, vision_heads: int) -> Official:
+    stored = read_tensors(folder)
+    sizes, tensors = _lerobot_weights(folder, config, stored, vision_heads)
+    if statistics:
+        state, action = openpi_statistics(Path(statistics), quantiles=sizes.variant == "pi05")
+    else:
+        state, action = _lerobot_statistics(folder, config, stored)
+    steps = _steps(folder / "policy_preprocessor.json")
+    tokens = steps.get("tokenizer_processor", {}).get("config", {})
+    reading = Reading(
+        prompt="lerobot",
+        state_in_prompt="no" if sizes.variant == "pi0" else "real",
+        prompt_tokens=int(tokens.get("max_length", config.get("tokenizer_max_length", 48))),
+        resize="torch",
+        mirror=True,
+        relative=_lerobot_relative(folder, config),
+        steps=_euler_steps(config),
+    )
+    local = folder / str(tokens.get("tokenizer_name", ""))
+    return Official(
+        sizes=sizes,
+        tensors=tensors,
+        reading=reading,
+        state=state,
+        action=action,
+        views=views_of(config),
+        state_dim=_width(config, "input_features", "STATE"),
+        action_dim=_width(config, "output_features", "ACTION"),
+        tokenizer=local if tokens.get("tokenizer_name") and local.is_dir() else None,
+        about=f"lerobot {config['type']}",
+    )
+
+
+def _lerobot_weights(
+    folder: Path, config: Mapping[str, Any], stored: Mapping[str, Tensor], vision_heads: int, kv_heads: int = 1
+) -> tuple[Sizes, dict[str, Tensor]]:
+    tensors = our_tensors({name: t for name, t in stored.items() if not name.startswith(PRE_0_4_STATISTICS)})
+    horizon = config.get("chunk_size")
+    if not isinstance(horizon, int):
+        raise UsageError(f"{folder / 'config.json'} should say chunk_size, a number; got {horizon!r}.")
+    by_shape = sizes_of(tensors, horizon, vision_heads, kv_heads)
+    sizes = replace(
+        by_shape,
+        image=_side(folder, config, by_shape),
+        min_period=float(config.get("min_period", 4e-3)),
+        max_period=float(config.get("max_period", 4.0)),
+    )
+    if config["type"] != sizes.variant:
+        raise UsageError(f"{folder / 'config.json'} says {config['type']}, but the weights are of {sizes.variant}.")
+    for name, ours in (("max_action_dim", sizes.action_dim), ("max_state_dim", sizes.action_dim)):
+        _agree(folder, name, int(config.get(name, ours)), ours)
+    return sizes, tensors
+
+
+def _side(folder: Path, config: Mapping[str, Any], by_shape: Sizes) -> int:
+    """Side of the pictures as the config says; the shapes tell it but for a rest that makes no whole patch."""
+    said = config.get("image_resolution") or config.get("resize_imgs_with_padding") or [by_shape.image] * 2
+    for side in said:
+        _agree(folder, "image_resolution", int(side) // by_shape.patch * by_shape.patch, by_shape.image)
+    if len(set(said)) != 1:
+        raise UsageError(f"{folder / 'config.json'} says image_resolution {said}; the pictures of π0 are square.")
+    return int(said[0])
+
+
+def _agree(folder: Path, name: str, said: int, found: int) -> None:
+    if said != found:
+        raise UsageError(f"{folder / 'config.json'} says {name} {said}, but the weights have {found}.")
+
+
+def views_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Picture keys of a lerobot config in the order of the sequence, empty cameras last."""
+    named = [name for name, feature in config.get("input_features", {}).items() if feature.get("type") == "VISUAL"]
+    empty = [f"observation.images.empty_camera_{index}" for index in range(int(config.get("empty_cameras", 0)))]
+    return tuple(dict.fromkeys([*named, *empty]))
+
+
+def _width(config: Mapping[str, Any], features: str, kind: str) -> int | None:
+    found = [feature["shape"][0] for feature in config.get(features, {}).values() if feature.get("type") == kind]
+    return int(found[0]) if found else None
+
+
+def _euler_steps(config: Mapping[str, Any]) -> int:
+    return int(config.get("num_inference_steps", config.get("num_steps", STEPS)))
+
+
+def _steps(file: Path) -> dict[str, dict[str, Any]]:
+    """Registry name to step of a processor file; nothing where there is none, as before lerobot 0.4."""
+    if not file.is_file():
+        return {}
+    return {str(step.get("registry_name", step.get("class"))): step for step in read_json(file).get("steps", [])}
+
+
+def _lerobot_relative(folder: Path, config: Mapping[str, Any]) -> tuple[bool, ...]:
+    """Mask of the action: lerobot leaves out the dimensions whose name contains an excluded joint's."""
+    if (
+        not _steps(folder / "policy_postprocessor.json")
+        .get("absolute_actions_processor", {})
+        .get("config", {})
+        .get("enabled", config.get("use_relative_actions", False))
+    ):
+        return ()
+    said = _steps(folder / "policy_preprocessor.json").get("relative_actions_processor", {}).get("config", {})
+    excluded = said.get("exclude_joints", config.get("relative_exclude_joints", []))
+    names = said.get("action_names") or config.get("action_feature_names")
+    if excluded and not names:
+        raise UsageError(
+            f"{folder} has relative actions without {', '.join(excluded)}, but does not name its action's dimensions "
+            "(action_names); pass --policy-args relative=arm or relative=no."
+        )
+    dim = _width(config, "output_features", "ACTION") or 0
+    return tuple(not any(joint in name for joint in excluded) for name in names) if names else (True,) * dim
+
+
+def _lerobot_statistics(folder: Path, config: Mapping[str, Any], stored: Mapping[str, Tensor]) -> tuple[Affine, Affine]:
+    pre, post = (_steps(folder / f"policy_{name}processor.json") for name in ("pre", "post"))
+    if pre:
+        return (
+            _saved_map(folder, pre.get("normalizer_processor"), STATE, "STATE"),
+            _saved_map(folder, post.get("unnormalizer_processor"), ACTION, "ACTION"),
+        )
+    modes = config.get("normalization_mapping", {})
+    return (
+        _map(folder, _buffers(stored, "normalize_inputs.buffer_observation_state."), modes.get("STATE"), STATE),
+        _map(folder, _buffers(stored, "unnormalize_outputs.buffer_action."), modes.get("ACTION"), ACTION),
+    )
+
+
+def _buffers(stored: Mapping[str, Tensor], beginning: str) -> dict[str, Tensor]:
+    return {name.removeprefix(beginning): tensor for name, tensor in stored.items() if name.startswith(beginning)}
+
+
+def _saved_map(folder: Path, step: Mapping[str, Any] | None, feature: str, kind: str) -> Affine:
+    """The map of one feature: mode from the step's norm_map, numbers from its state file."""
+    if step is None:
+        raise UsageError(f"{folder} has processor files without a normaliser of {feature}; is it a whole checkpoint?")
+    file = Path(str(step.get("state_file", "")))
+    if file.name != str(file):
+        raise UsageError(f"{folder} names the state file {str(file)!r}, which is not a file beside it.")
+    stored = read_tensors(folder / file) if file.name else {}
+    said = step.get("config", {})
+    return _map(
+        folder,
+        _buffers(stored, f"{feature}."),
+        said.get("norm_map", {}).get(kind),
+        feature,
+        said.get("eps", LEROBOT_EPS),
+    )
+
+
+def _map(
+    folder: Path, numbers: Mapping[str, Tensor], mode: str | None, feature: str, eps: float = LEROBOT_EPS
+) -> Affine:
+    """lerobot's modes as one affine map. Raises UsageError where lerobot would silently not normalise."""
+    wanted = {
+        "MEAN_STD": ("mean", "std"),
+        "MIN_MAX": ("min", "max"),
+        "QUANTILES": ("q01", "q99"),
+        "QUANTILE10": ("q10", "q90"),
+        "IDENTITY": (),
+    }.get(str(mode))
+    if wanted is None:
+        raise UsageError(f"{folder} normalises {feature} by {mode!r}, which is none of lerobot's modes.")
+    if not wanted:
+        return Affine.identity(0)
+    if absent := [name for name in wanted if name not in numbers]:
+        raise UsageError(
+            f"{folder} has no {' and no '.join(absent)} of {feature}, which its mode {mode} needs; use a checkpoint "
+            "fine-tuned on this suite, or pass --policy-args statistics=PATH of an openpi norm_stats.json."
+        )
+    low, high = (np.asarray(numbers[name].flatten().double()) for name in wanted)
+    if mode == "MEAN_STD":
+        return Affine.from_mean_std(low, high, eps)
+    return Affine.from_range(low, np.where(high == low, low + eps, high), 0.0)
+
+
+# On tensors, without a suite
+
+
+@dataclass(frozen=True)
+class LerobotModel:
+    """A lerobot directory as a function of lerobot's own batches, without processors.
+
+        model = LerobotModel.load("some/folder")
+        actions = model.sample(load_file("some/folder/io.safetensors"))
+
+    Only config.json and model.safetensors are read. Sizes are those of the tensors; `pi0_names.sizes_of` says what has
+    to be given where shapes cannot tell it (vision heads other than 4, or 16 at width 1152; several key-value heads).
+    """
+
+    model: Pi0Model
+    views: tuple[str, ...]
+    steps: int
+
+    @classmethod
+    def load(cls, folder: str | Path, vision_heads: int = 0, kv_heads: int = 1) -> LerobotModel:
+        """float32, on the CPU. Raises UsageError for a directory of another kind or a damaged one."""
+        path = Path(folder)
+        config = read_json(path / "config.json")
+        if config.get("type") not in ("pi0", "pi05"):
+            raise UsageError(f"{path / 'config.json'} is of type {config.get('type')!r}, expected pi0 or pi05.")
+        sizes, tensors = _lerobot_weights(path, config, read_tensors(path), vision_heads, kv_heads)
+        return cls(loaded(sizes, tensors, path), views_of(config), _euler_steps(config))
+
+    @torch.inference_mode()
+    def sample(self, batch: Mapping[str, Tensor], noise: Tensor | None = None) -> Tensor:
+        """(B, H, 32) actions before un-normalisation.
+
+        Args:
+            batch: `observation.images.*` float (B, 3, h, w) in [0, 1] (a view that is absent counts as missing),
+                `observation.language.tokens`, `observation.language.attention_mask` (B, L), and for π0
+                `observation.state`, normalised.
+            noise: (B, H, 32); the batch's own `noise` when absent.
+        """
+        start = batch["noise"] if noise is None else noise
+        present = [view for view in self.views if view in batch]
+        if not present:
+            raise UsageError(f"The batch has none of the pictures {', '.join(self.views)}.")
+        everyone = torch.ones(len(start), dtype=torch.bool)
+        return self.model.sample(
+            [batch[view] for view in present],
+            [everyone] * len(present),  # a missing view is masked in lerobot: no token sees it, none is displaced by it
+            batch["observation.language.tokens"],
+            batch["observation.language.attention_mask"],
+            batch.get(STATE),
+            noise=start,
+            steps=self.steps,
+        )
+
+
+def loaded(
+    sizes: Sizes, tensors: Mapping[str, Tensor], source: str | Path, dtype: torch.dtype = torch.float32
+) -> Pi0Model:
+    """A model with these weights, on the CPU, never held twice. Raises UsageError unless all names and shapes agree."""
+    with torch.device("meta"):
+        model = Pi0Model(sizes).cast(dtype)
+    load_into(model, tensors, source)
+    model.leave_meta()
+    return model
+
+
+def truncated(map_: Affine, dim: int) -> Affine:
+    """The map of the first `dim` dimensions, as openpi cuts statistics that were padded."""
+    return Affine(map_.scale[:dim], map_.offset[:dim])
+
+
+def missing_views(views: Sequence[str]) -> tuple[str, ...]:
+    """Those that the named views of a checkpoint never show, so that they can be left out."""
+    return tuple(view for view in views if "empty_camera" in view or view.rsplit(".", 1)[-1] == "right_wrist_0_rgb")
