@@ -72,7 +72,12 @@ class Affine:
 
     @classmethod
     def from_json(cls, given: Mapping[str, Sequence[float]]) -> Affine:
-        return cls(_vector(given["scale"]), _vector(given["offset"]))
+        try:
+            return cls(_vector(given["scale"]), _vector(given["offset"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(
+                f"Normalisation should be lists of numbers called scale and offset, these are not ({error})."
+            ) from None
 
 
 def _vector(values: ArrayLike) -> Float64:

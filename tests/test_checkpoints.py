@@ -189,6 +189,14 @@ def test_statistics_that_cannot_be_are_a_usage_error(scale: list[float], offset:
         Affine(np.array(scale), np.array(offset))
 
 
+@pytest.mark.parametrize(
+    "given", [{"scale": [1.0]}, {"scale": [None], "offset": [0.0]}, {"scale": "x", "offset": "y"}, 3]
+)
+def test_a_damaged_normalisation_file_is_a_usage_error(given: dict[str, list[float]]) -> None:
+    with pytest.raises(UsageError, match="Normalisation .*should be|Normalisation should be"):
+        Affine.from_json(given)
+
+
 # Tokens
 
 

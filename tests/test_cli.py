@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vla_bench.cli import main
-from vla_bench.config import ALIASES, RunConfig
+from vla_bench.config import ALIASES, RunConfig, parse_arguments
 from vla_bench.errors import MissingPackage
 from vla_bench.registry import POLICIES, SUITES, find_policy, make_suite
 
@@ -130,12 +130,19 @@ def test_lists_name_everything_there_is(capsys: pytest.CaptureFixture[str]) -> N
     assert all(name in printed for name in [*SUITES, *POLICIES, *ALIASES])
 
 
-@pytest.mark.parametrize("command", ["run", "show", "list", "doctor"])
+@pytest.mark.parametrize(("given", "value"), [("true", True), ("True", True), ("false", False), ("FALSE", False)])
+def test_policy_arguments_take_true_and_false_in_any_case(given: str, value: bool) -> None:
+    def policy(loud: bool = False) -> None: ...
+
+    assert parse_arguments(policy, [f"loud={given}"], "--policy-args", ()) == {"loud": value}
+
+
+@pytest.mark.parametrize("command", ["run", "show", "list", "convert", "doctor"])
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ending:
         main([command, "--help"])
     assert not ending.value.code
-    assert "--json" in capsys.readouterr().out
+    assert ("--json" in capsys.readouterr().out) == (command != "convert")
 
 
 def test_every_policy_says_in_one_line_what_it_is() -> None:

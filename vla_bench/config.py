@@ -182,6 +182,8 @@ def _convert(name: str, text: str, known: Mapping[str, inspect.Parameter], flag:
     if name not in known:
         raise unknown_name(f"argument of {flag}", name, known)
     annotation = known[name].annotation
+    if annotation is bool:
+        text = text.capitalize()  # true and false, as on every other command line
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             value: Scalar = tyro.cli(annotation, args=[text], add_help=False)
