@@ -34,6 +34,9 @@ class BaselineEpisode:
     steps: int
     scene_fingerprint: str
     final_fingerprint: str
+    subgoals_done: int = 0
+    subgoals: tuple[str, ...] = ()
+    """Of a chain. For an episode of one instruction this is empty, the number above 0, and neither is written."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,8 @@ def make_baseline(run: str | Path) -> Baseline:
     planned = info.plan.get("planned", len(episodes))
     if isinstance(planned, int) and len(episodes) < planned:
         raise UsageError(f"{run} has {len(episodes)} of {planned} episodes, so it is no baseline: finish it first.")
-    ordered = episodes.sort_values(list(KEY))
+    is_chain = episodes["subgoals"].map(bool).astype(bool)
+    ordered = episodes.assign(subgoals_done=episodes["subgoals_done"].where(is_chain, 0)).sort_values(list(KEY))
     columns = [field.name for field in fields(BaselineEpisode)]
     rows = [BaselineEpisode(*row) for row in ordered[columns].astype({"success": bool}).itertuples(index=False)]
     return Baseline(
@@ -107,13 +111,18 @@ def write_baseline(baseline: Baseline, file: str | Path) -> None:
     """Replaces the file all at once: a reader sees the old baseline or the new one. Raises UsageError."""
     file = Path(file)
     header = {"baseline": FORMAT, **asdict(replace(baseline, episodes=())), "episodes": len(baseline.episodes)}
-    lines = [json.dumps(line, separators=(",", ":")) for line in (header, *map(asdict, baseline.episodes))]
+    lines = [json.dumps(line, separators=(",", ":")) for line in (header, *map(_line, baseline.episodes))]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as temporary:
             temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     except OSError as error:
         raise UsageError(f"Could not write the baseline {file}: {error.strerror or error}.") from error
+
+
+def _line(episode: BaselineEpisode) -> dict[str, object]:
+    line = asdict(episode)
+    return line if episode.subgoals else {name: line[name] for name in line if not name.startswith("subgoals")}
 
 
 def describe(baseline: Baseline) -> str:
@@ -142,7 +151,7 @@ def _header(line: dict[str, Any]) -> Baseline:
 
 
 def _episode(line: dict[str, Any]) -> BaselineEpisode:
-    episode = BaselineEpisode(**line)
+    episode = BaselineEpisode(**{**line, "subgoals": tuple(line.get("subgoals", ()))})
     if not isinstance(episode.success, bool):
         raise ValueError(f"success is {episode.success!r}, expected true or false")
     if not all(isinstance(number, int) for number in (episode.trial, episode.seed, episode.steps)):

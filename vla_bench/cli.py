@@ -505,14 +505,25 @@ class _Progress:
         self._say()
 
     def _say(self) -> None:
-        from vla_bench.stats import wilson
+        judged = [row for row in self._rows.values() if row.success is not None]
+        unjudged = len(self._rows) - len(judged)
+        if judged:
+            self._bar.set_postfix_str(f"{_score(judged)}{f', {unjudged} broken' if unjudged else ''}")
 
-        verdicts = [row.success for row in self._rows.values() if row.success is not None]
-        unjudged = len(self._rows) - len(verdicts)
-        if verdicts:
-            low, high = wilson(sum(verdicts), len(verdicts))
-            rate = f"{sum(verdicts) / len(verdicts):.0%} [{low:.0%}, {high:.0%}]"
-            self._bar.set_postfix_str(f"success {rate}{f', {unjudged} broken' if unjudged else ''}")
+
+def _score(judged: Sequence[EpisodeResult]) -> str:
+    """The success rate, of chains the average length, with its interval."""
+    from vla_bench.stats import wilson
+    from vla_bench.stats_chains import mean_interval
+
+    links = max(len(row.subgoals) for row in judged)
+    if links > 1:
+        done = [row.subgoals_done for row in judged]
+        low, high = mean_interval(done, (0, links))
+        return f"average length {sum(done) / len(done):.2f} of {links} [{low:.2f}, {high:.2f}]"
+    solved = sum(bool(row.success) for row in judged)
+    low, high = wilson(solved, len(judged))
+    return f"success {solved / len(judged):.0%} [{low:.0%}, {high:.0%}]"
 
 
 class _DuelProgress:

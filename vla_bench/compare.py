@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_bench.chains import LengthComparison, Lengths, are_chains, compare_pairs, links_of, span_text
 from vla_bench.errors import EXIT_DONE, EXIT_NOT_COMPARABLE, EXIT_UNDECIDED, UsageError
 from vla_bench.pairing import (
     Discordant,
@@ -32,6 +33,7 @@ from vla_bench.pairing import (
 )
 from vla_bench.stats import Interval
 from vla_bench.stats_anytime import paired_e_value
+from vla_bench.stats_chains import exact_sign_flip
 from vla_bench.stats_many import holm
 from vla_bench.stats_paired import mcnemar, mcnemar_midp, paired_difference
 from vla_bench.stats_planning import pairs_needed
@@ -124,9 +126,12 @@ class Comparison:
     overall: PairedRow | None
     """None when there is nothing to compare, or it must not be."""
     tasks: tuple[PairedRow, ...]
+    """Of chains: those with at least 1, 2, ... instructions done, instead of tasks."""
     discordant: tuple[Discordant, ...]
     latency: LatencyComparison | None
     notes: tuple[str, ...]
+    lengths: LengthComparison | None = None
+    """Instructions done in a row, which decide when the episodes are chains; None for all others."""
 
 
 def compare(run_a: str | Path, run_b: str | Path, alpha: float = 0.05, force: bool = False) -> Comparison:
@@ -162,14 +167,15 @@ def compare_rows(
     objections = (*objections, *_pairing_objections(pairing, a, b))
     refused = bool(objections) and not (force and len(rows))
     overall = None if refused or rows.empty else _paired_row("overall", rows, alpha)
-    tasks = () if overall is None else _holm_rows(rows, alpha)
+    chains = None if overall is None or not are_chains(a) else compare_pairs(*_lengths(rows), links_of(a), 1 - alpha)
+    tasks = () if overall is None else _at_least_rows(rows, chains.links, alpha) if chains else _task_rows(rows, alpha)
     latency = None
     if overall is not None and calls_a is not None and calls_b is not None:
         latency = compare_latency(calls_a, calls_b, rows, alpha)
     return Comparison(
         *sides,
-        verdict="not comparable" if refused else overall.verdict if overall else "undecided",
-        reason=" ".join(objections) if refused else _reason(overall, pairing, alpha),
+        verdict="not comparable" if refused else _verdict(overall, chains, alpha),
+        reason=" ".join(objections) if refused else _reason(overall, chains, pairing, alpha),
         alpha=alpha,
         objections=objections,
         forced=bool(objections) and not refused,
@@ -178,7 +184,8 @@ def compare_rows(
         tasks=tasks,
         discordant=() if overall is None else discordant_episodes(rows),
         latency=latency,
-        notes=(*(latency_notes if latency else ()), *_cautions(overall, pairing, alpha)),
+        notes=(*(latency_notes if latency else ()), *_cautions(overall, chains, pairing, alpha)),
+        lengths=chains,
     )
 
 
@@ -242,9 +249,11 @@ def render_markdown(comparison: Comparison) -> str:
     lines = [f"**{_headline(comparison)}** {comparison.reason}", "", pairing_sentence(comparison.pairing)]
     lines += [f"\n{line}" for line in _forced_lines(comparison)]
     if comparison.overall:
-        rows = [[_escaped(row.task), *_cells(row)] for row in (*comparison.tasks, comparison.overall)]
+        shown = comparison.tasks if comparison.lengths else (*comparison.tasks, comparison.overall)
+        rows = [[_escaped(row.task), *_cells(row)] for row in shown]
         rule = ["---"] + ["---:"] * (len(HEADER) - 1)
         lines += ["", *(f"| {' | '.join(cells)} |" for cells in (HEADER, rule, *rows))]
+        lines += [f"\n{line}" for line in _length_lines(comparison)]
     listed = [f"- {_escaped(line)}" for line in _discordant_lines(comparison)[1:]]
     latency = _latency_lines(comparison.latency, comparison.alpha)
     parts = [lines, listed, latency, list(comparison.notes)]
@@ -279,6 +288,8 @@ def _title(side: Side) -> str:
 def _table(comparison: Comparison) -> list[str]:
     if comparison.overall is None:
         return []
+    if comparison.lengths:
+        return [*aligned([HEADER, *([row.task, *_cells(row)] for row in comparison.tasks)]), *_length_lines(comparison)]
     rows = (*comparison.tasks, comparison.overall)
     cells = [HEADER[1:], *map(_cells, rows)]
     room = WIDTH - sum(3 + max(map(len, column)) for column in zip(*cells, strict=True))
@@ -289,6 +300,15 @@ def _table(comparison: Comparison) -> list[str]:
         *(header, rule, *lines, rule, total),
         f"{level(comparison.alpha)} intervals; overall McNemar's exact p {probability(row.p)}, mid-p "
         f"{probability(row.mid_p)}; e-value {row.e_value:.3g}, {1 / comparison.alpha:.3g} decides at any time",
+    ]
+
+
+def _length_lines(comparison: Comparison) -> list[str]:
+    if (found := comparison.lengths) is None:
+        return []
+    return [
+        f"average length of {found.links}: A {found.mean_a:.2f}, B {found.mean_b:.2f}; A - B {found.difference:+.2f}, "
+        f"{level(comparison.alpha)} interval {span_text(found.low, found.high)}"
     ]
 
 
@@ -363,8 +383,21 @@ def _paired_row(task: str, rows: pd.DataFrame, alpha: float) -> PairedRow:
     )
 
 
-def _holm_rows(pairs: pd.DataFrame, alpha: float) -> tuple[PairedRow, ...]:
-    rows = [_paired_row(str(task), of_task, alpha) for task, of_task in pairs.groupby("task", sort=False)]
+def _task_rows(pairs: pd.DataFrame, alpha: float) -> tuple[PairedRow, ...]:
+    return _holm_rows([_paired_row(str(task), rows, alpha) for task, rows in pairs.groupby("task", sort=False)], alpha)
+
+
+def _at_least_rows(pairs: pd.DataFrame, links: int, alpha: float) -> tuple[PairedRow, ...]:
+    a, b = _lengths(pairs)
+    found = {k: pairs.assign(success_a=a >= k, success_b=b >= k) for k in range(1, links + 1)}
+    return _holm_rows([_paired_row(f"at least {k}", rows, alpha) for k, rows in found.items()], alpha)
+
+
+def _lengths(pairs: pd.DataFrame) -> tuple[Lengths, Lengths]:
+    return pairs["subgoals_done_a"].to_numpy(np.int64), pairs["subgoals_done_b"].to_numpy(np.int64)
+
+
+def _holm_rows(rows: Sequence[PairedRow], alpha: float) -> tuple[PairedRow, ...]:
     adjusted = [float(p) for p in holm([row.p for row in rows])]
     return tuple(
         replace(row, p_holm=p, verdict=decide(row.a_only, row.b_only, p, alpha))
@@ -372,9 +405,22 @@ def _holm_rows(pairs: pd.DataFrame, alpha: float) -> tuple[PairedRow, ...]:
     )
 
 
-def _reason(overall: PairedRow | None, pairing: Pairing, alpha: float) -> str:
+def _verdict(overall: PairedRow | None, chains: LengthComparison | None, alpha: float) -> Verdict:
+    if chains:
+        ahead = chains.difference > 0
+        return decide(int(ahead), int(not ahead), chains.p, alpha)
+    return overall.verdict if overall else "undecided"
+
+
+def _reason(overall: PairedRow | None, chains: LengthComparison | None, pairing: Pairing, alpha: float) -> str:
     if overall is None:
         return "No episode has a verdict in both runs."
+    if chains and chains.longer_a + chains.longer_b:
+        compared = "above" if chains.p > alpha else "at most"
+        return (
+            f"A got further in {chains.longer_a} of {chains.pairs} paired chains, B in {chains.longer_b}: the exact "
+            f"sign-flip test of the lengths gives p {probability(chains.p)}, {compared} {alpha:g}."
+        )
     if not overall.a_only + overall.b_only:
         same = " and in the same state, bit for bit" if pairing.identical == overall.pairs else ""
         return f"No pair tells them apart: {_all_of(overall.pairs)} ended alike{same}."
@@ -410,10 +456,12 @@ def _unlike(a: pd.DataFrame, b: pd.DataFrame) -> str:
     return ""
 
 
-def _cautions(overall: PairedRow | None, pairing: Pairing, alpha: float) -> list[str]:
+def _cautions(overall: PairedRow | None, chains: LengthComparison | None, pairing: Pairing, alpha: float) -> list[str]:
     """What a reader of the verdict should know besides."""
     if overall is None:
         return []
+    if chains:
+        return _fragile_lengths(chains, pairing.unjudged, alpha)
     return [*_fragility(overall, pairing.unjudged, alpha), *_outlook(overall, alpha)]
 
 
@@ -423,6 +471,16 @@ def _fragility(overall: PairedRow, unjudged: int, alpha: float) -> list[str]:
         return []
     more, fewer = sorted((overall.a_only, overall.b_only), reverse=True)
     holds = mcnemar(more, fewer + unjudged) <= alpha and more > fewer + unjudged
+    return [f"The verdict {'holds' if holds else 'may not hold'} if all {unjudged} without a verdict went against it."]
+
+
+def _fragile_lengths(chains: LengthComparison, unjudged: int, alpha: float) -> list[str]:
+    """The same of chains: those without a verdict done wholly by the one that looks worse, and not by the other."""
+    if not unjudged or chains.p > alpha:
+        return []
+    against = -chains.links if chains.difference > 0 else chains.links
+    apart = [*chains.apart, *[against] * unjudged]
+    holds = exact_sign_flip(apart) <= alpha and sum(apart) * chains.difference > 0
     return [f"The verdict {'holds' if holds else 'may not hold'} if all {unjudged} without a verdict went against it."]
 
 

@@ -7,12 +7,24 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vla_bench import tables
+from vla_bench.chains import (
+    ChainSummary,
+    are_chains,
+    broken_sentence,
+    chain_summary,
+    compare_apart,
+    compare_pairs,
+    interval_of,
+    length_text,
+    links_of,
+    span_text,
+)
 from vla_bench.published import CALVIN, LIBERO, NOTICE, CalvinRow, LiberoRow
 from vla_bench.sections import Entrant, Found, Section, find_runs, sections_of, short_checkpoint
 from vla_bench.stats import Interval, bounds, wilson
@@ -22,13 +34,16 @@ from vla_bench.stats_tasks import TaskMean, clustered_rate
 from vla_bench.stats_unpaired import boschloo, fisher, newcombe_difference
 from vla_bench.store import KEY
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 ALPHA = 0.05
 BOSCHLOO_UP_TO = 200
 """Episodes of both together: Boschloo's test takes 0.05 s for 50 episodes an arm and 5 s for 500; beyond, Fisher's."""
 HEADER = ("policy", "checkpoint", "successes", "rate", "95 % interval", "tasks like these", "letters", "p50 ms", "Hz")
 LETTERS_EXPLAINED = (
-    f"Letters: policies that share one are not told apart (paired McNemar test, or an unpaired one where they share no "
-    f"episode; Holm over all pairs, alpha {ALPHA:g})."
+    f"Letters: policies that share one are not told apart (paired McNemar test, of chains the sign-flip test of their "
+    f"lengths, or an unpaired test where they share no episode; Holm over all pairs, alpha {ALPHA:g})."
 )
 
 
@@ -60,6 +75,8 @@ class Standing:
     date: str
     """Day on which its newest run began."""
     runs: tuple[str, ...]
+    chains: ChainSummary | None = None
+    """How many instructions were done in a row, which ranks chains; None for single instructions."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +92,16 @@ class Comparison:
     a_only: int
     b_only: int
     test: str
-    """McNemar, Boschloo or Fisher."""
+    """McNemar, Boschloo or Fisher; of chains sign-flip or permutation."""
     p: float
     p_holm: float
     """p-value after Holm's correction for all comparisons of the section."""
     difference: float
-    """Rate of A minus rate of B over what was tested."""
+    """Rate of A minus rate of B over what was tested; of chains the average length."""
     interval: Interval
     """Tango's when paired, Newcombe's when not; 95 %, not corrected for the number of comparisons."""
+    links: int = 0
+    """Instructions per chain; 0 when rates were compared."""
 
 
 @dataclass(frozen=True)
@@ -170,12 +189,14 @@ def _standing(entrant: Entrant, control_hz: float) -> Standing:
         attainable_hz=latency.attainable_hz,
         date=max(run.started for run in entrant.runs).date().isoformat(),
         runs=tuple(str(run.path) for run in entrant.runs),
+        chains=chain_summary(entrant.episodes),
     )
 
 
 def _best_first(standing: Standing) -> tuple[bool, float, int, str]:
-    """By rate, then by episodes; those without a verdict last."""
-    return standing.rate is None, -(standing.rate or 0.0), -standing.episodes, standing.label
+    """By rate, of chains by average length, then by episodes; those without a verdict last."""
+    score = standing.chains.mean_length if standing.chains else standing.rate
+    return score is None, -(score or 0.0), -standing.episodes, standing.label
 
 
 def broken_lines(board: Board) -> list[str]:
@@ -184,6 +205,8 @@ def broken_lines(board: Board) -> list[str]:
 
 
 def _broken_line(standing: Standing) -> str:
+    if standing.chains:
+        return f"{standing.label}: {broken_sentence(standing.chains, standing.broken)}"
     worst, best = (f"{100 * rate:.1f} %" for rate in standing.bounds)
     episodes = "episode" if standing.broken == 1 else "episodes"
     return (
@@ -197,9 +220,10 @@ def _broken_line(standing: Standing) -> str:
 
 def _compare_all(section: Section, best_first: Sequence[str]) -> tuple[Comparison, ...]:
     entrants = {entrant.label: entrant for entrant in section.entrants}
-    verdicts, scenes = _side_by_side([entrants[label] for label in best_first])
+    links = max((links_of(entrants[label].episodes) for label in best_first), default=0)
+    scores, scenes = _side_by_side([entrants[label] for label in best_first])
     found = [
-        _compare(a, b, verdicts[:, [i, j]], scenes[:, [i, j]])
+        _compare(a, b, scores[:, [i, j]], scenes[:, [i, j]], links)
         for (i, a), (j, b) in itertools.combinations(enumerate(best_first), 2)
     ]
     adjusted = holm([comparison.p for comparison in found])
@@ -207,29 +231,59 @@ def _compare_all(section: Section, best_first: Sequence[str]) -> tuple[Compariso
 
 
 def _side_by_side(entrants: Sequence[Entrant]) -> tuple[NDArray[np.float64], NDArray[np.object_]]:
-    """(episodes, entrants): success as 1, 0 or NaN where it is missing; and the scene's fingerprint, empty likewise."""
+    """(episodes, entrants): success as 1 or 0, of chains the instructions done, NaN where there is no verdict; and the
+    scene's fingerprint, empty likewise."""
     import pandas as pd
 
     if not entrants:
         return np.zeros((0, 0)), np.zeros((0, 0), object)
     indexed = [entrant.episodes.set_index(list(KEY)) for entrant in entrants]
-    verdicts = pd.concat([rows["success"].astype("float64") for rows in indexed], axis=1)
+    chains = any(are_chains(entrant.episodes) for entrant in entrants)
+    scores = pd.concat([_scores(rows, chains) for rows in indexed], axis=1)
     scenes = pd.concat([rows["scene_fingerprint"].astype(object) for rows in indexed], axis=1)
-    return verdicts.to_numpy(float), scenes.fillna("").to_numpy(object)
+    return scores.to_numpy(float), scenes.fillna("").to_numpy(object)
 
 
-def _compare(a: str, b: str, verdicts: NDArray[np.float64], scenes: NDArray[np.object_]) -> Comparison:
-    """The test of one pair; `verdicts` and `scenes` are (episodes, 2)."""
-    both = ~np.isnan(verdicts).any(axis=1)
+def _scores(rows: pd.DataFrame, chains: bool) -> pd.Series[float]:
+    verdicts = rows["success"].astype("float64")
+    return rows["subgoals_done"].where(verdicts.notna()).astype("float64") if chains else verdicts
+
+
+def _compare(a: str, b: str, scores: NDArray[np.float64], scenes: NDArray[np.object_], links: int) -> Comparison:
+    """The test of one pair; `scores` and `scenes` are (episodes, 2)."""
+    both = ~np.isnan(scores).any(axis=1)
     same = both & (scenes[:, 0] == scenes[:, 1]) & (scenes[:, 0] != "")
-    paired, unequal = verdicts[same].astype(bool), int(both.sum() - same.sum())
+    unequal = int(both.sum() - same.sum())
+    if links > 1:
+        return replace(_compare_lengths(a, b, scores, same, links), unequal_scenes=unequal)
+    paired = scores[same].astype(bool)
     if not len(paired):
-        return _unpaired(a, b, verdicts, unequal)
+        return _unpaired(a, b, scores, unequal)
     a_only = int((paired[:, 0] & ~paired[:, 1]).sum())
     b_only = int((~paired[:, 0] & paired[:, 1]).sum())
     p, n = mcnemar(a_only, b_only), len(paired)
     interval = paired_difference(a_only, b_only, n)
     return Comparison(a, b, n, unequal, a_only, b_only, "McNemar", p, p, (a_only - b_only) / n, interval)
+
+
+def _compare_lengths(a: str, b: str, scores: NDArray[np.float64], same: NDArray[np.bool_], links: int) -> Comparison:
+    first, second = (column[~np.isnan(column)].astype(np.int64) for column in scores.T)
+    paired = scores[same].astype(np.int64)
+    found = compare_pairs(paired[:, 0], paired[:, 1], links) if len(paired) else compare_apart(first, second, links)
+    return Comparison(
+        a,
+        b,
+        found.pairs,
+        0,
+        found.longer_a,
+        found.longer_b,
+        "sign-flip" if found.pairs else "permutation",
+        found.p,
+        found.p,
+        found.difference,
+        Interval(found.low, found.high),
+        links,
+    )
 
 
 def _unpaired(a: str, b: str, verdicts: NDArray[np.float64], unequal: int) -> Comparison:
@@ -311,15 +365,46 @@ def cells(standing: Standing) -> tuple[str, ...]:
     )
 
 
+def chain_cells(standing: Standing, links: int) -> tuple[str, ...]:
+    """What `chain_header` announces."""
+    chains = standing.chains
+    rates = [percent(share.rate) for share in chains.at_least] if chains else ["-"] * links
+    return (
+        standing.label,
+        short_checkpoint(standing.checkpoint) or "-",
+        str(standing.episodes),
+        *rates,
+        length_text(chains) if chains else "-",
+        span_text(*interval_of(chains)) if chains else "-",
+        standing.letters or "-",
+        number(standing.latency_p50_ms),
+        number(standing.attainable_hz),
+    )
+
+
+def chain_header(links: int) -> tuple[str, ...]:
+    """Of a board of chains: the columns `1` to `5` are chains with at least so many instructions done."""
+    counts = map(str, range(1, links + 1))
+    return ("policy", "checkpoint", "chains", *counts, "average length", "95 % interval", *HEADER[-3:])
+
+
+def links_on(board: Board) -> int:
+    """Instructions per chain; 0 on a board of single instructions."""
+    return max((standing.chains.links for standing in board.standings if standing.chains), default=0)
+
+
 def standings_table(board: Board) -> list[tuple[str, ...]]:
     """Header and one row per standing; `broken` and `date` come last."""
-    header = (*HEADER, "broken", "date")
-    return [header, *((*cells(standing), str(standing.broken), standing.date) for standing in board.standings)]
+    links = links_on(board)
+    rows = [chain_cells(standing, links) if links else cells(standing) for standing in board.standings]
+    header = (*(chain_header(links) if links else HEADER), "broken", "date")
+    return [header, *((*row, str(of.broken), of.date) for row, of in zip(rows, board.standings, strict=True))]
 
 
 def comparisons_table(board: Board) -> list[tuple[str, ...]]:
     """Header and one row per pair of policies."""
-    header = ("A", "B", "pairs", "A alone", "B alone", "A - B", "95 % interval", "test", "p", "p (Holm)")
+    alone = ("A further", "B further") if links_on(board) else ("A alone", "B alone")
+    header = ("A", "B", "pairs", *alone, "A - B", "95 % interval", "test", "p", "p (Holm)")
     return [header, *(_comparison_cells(comparison) for comparison in board.comparisons)]
 
 
@@ -331,12 +416,23 @@ def _comparison_cells(comparison: Comparison) -> tuple[str, ...]:
         str(comparison.pairs),
         str(comparison.a_only) if paired else "-",
         str(comparison.b_only) if paired else "-",
-        f"{100 * comparison.difference:+.1f} pp",
-        f"{100 * comparison.interval.low:+.1f} – {100 * comparison.interval.high:+.1f} pp",
+        difference_text(comparison),
+        interval_text(comparison),
         comparison.test,
         p_text(comparison.p).removeprefix("= "),
         p_text(comparison.p_holm).removeprefix("= "),
     )
+
+
+def difference_text(comparison: Comparison) -> str:
+    """In percentage points, of chains in instructions."""
+    return f"{comparison.difference:+.2f}" if comparison.links else f"{100 * comparison.difference:+.1f} pp"
+
+
+def interval_text(comparison: Comparison) -> str:
+    """Both ends of the difference's interval."""
+    low, high = comparison.interval
+    return f"{low:+.2f} – {high:+.2f}" if comparison.links else f"{100 * low:+.1f} – {100 * high:+.1f} pp"
 
 
 def _board_text(board: Board) -> str:

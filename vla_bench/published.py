@@ -30,7 +30,8 @@ class CalvinRow(NamedTuple):
     """Percent of chains with at least 1..5 instructions done, and their mean number."""
 
     method: str
-    split: Literal["ABC→D", "ABCD→D"]
+    split: Literal["D→D", "ABC→D", "ABCD→D"]
+    """Scenes of training and, after the arrow, of evaluation."""
     at_least: tuple[float | None, float | None, float | None, float | None, float | None]
     length: float
     source: str
@@ -84,6 +85,7 @@ LIBERO = (
 _RECONVLA = "ReconVLA paper (arXiv 2508.10333), 500 chains, as quoted in later tables"
 _ROBOFLAMINGO = "RoboFlamingo README"
 _GR1 = "GR-1 README (github.com/bytedance/GR-1)"
+_FLOWER = "FLOWER's project page"
 _NOT_GIVEN = (None, None, None, None, None)
 
 CALVIN = (
@@ -98,19 +100,23 @@ CALVIN = (
         "UniVLA", "ABC→D", (95.5, 85.8, 75.4, 66.9, 56.5), 3.80, f"UniVLA (arXiv 2505.06111) in {_LATER}", "quoted"
     ),
     CalvinRow("RoboDual", "ABC→D", (94.4, 82.7, 72.1, 62.4, 54.4), 3.66, _LATER, "quoted"),
-    CalvinRow("SuSIE", "ABC→D", _NOT_GIVEN, 2.69, _LATER, "quoted"),
-    CalvinRow("3D Diffuser Actor", "ABC→D", _NOT_GIVEN, 3.35, f"{_LATER}; 3.27 elsewhere", "quoted"),
+    CalvinRow("SuSIE", "ABC→D", (87.0, 69.0, 49.0, 38.0, 26.0), 2.69, _FLOWER, "quoted"),
+    CalvinRow("DeeR-VLA", "ABC→D", (84.8, 72.3, 54.9, 44.6, 33.5), 2.90, _FLOWER, "quoted"),
+    CalvinRow(
+        "3D Diffuser Actor", "ABC→D", (93.8, 80.3, 66.2, 53.3, 41.2), 3.35, f"{_FLOWER}; 3.27 elsewhere", "quoted"
+    ),
     CalvinRow("CLOVER", "ABC→D", _NOT_GIVEN, 3.53, _LATER, "quoted"),
+    CalvinRow("MoDE", "ABC→D", (96.2, 88.9, 81.1, 71.8, 63.5), 4.01, _FLOWER, "quoted"),
     CalvinRow("GR-MG", "ABC→D", _NOT_GIVEN, 4.04, _LATER, "quoted"),
-    CalvinRow("DB-CogACT", "ABC→D", _NOT_GIVEN, 4.06, _LATER, "quoted"),
+    CalvinRow("DB-CogACT", "ABC→D", _NOT_GIVEN, 4.06, f"{_LATER}; 4.02 reproduced by {_HARNESS}", "quoted"),
     CalvinRow("UP-VLA", "ABC→D", _NOT_GIVEN, 4.08, f"UP-VLA (arXiv 2501.18867) in {_LATER}", "quoted"),
     CalvinRow("OpenVLA-OFT", "ABC→D", _NOT_GIVEN, 4.10, "as reported by VLA-Adapter", "quoted"),
     CalvinRow("RoboVLM", "ABC→D", _NOT_GIVEN, 4.25, f"RoboVLMs (arXiv 2412.14058) in {_LATER}", "quoted"),
-    CalvinRow("Seer-Large", "ABC→D", _NOT_GIVEN, 4.28, _LATER, "quoted"),
+    CalvinRow("Seer-Large", "ABC→D", (96.3, 91.6, 86.1, 80.3, 74.0), 4.28, _FLOWER, "quoted"),
     CalvinRow("VPP", "ABC→D", _NOT_GIVEN, 4.33, _LATER, "quoted"),
-    CalvinRow("X-VLA", "ABC→D", _NOT_GIVEN, 4.43, _LATER, "quoted"),
+    CalvinRow("X-VLA", "ABC→D", _NOT_GIVEN, 4.43, f"{_LATER}; 4.30 reproduced by {_HARNESS}", "quoted"),
     CalvinRow("DreamVLA", "ABC→D", _NOT_GIVEN, 4.44, "DreamVLA paper (arXiv 2507.04447), abstract", "source"),
-    CalvinRow("FLOWER", "ABC→D", _NOT_GIVEN, 4.53, _LATER, "quoted"),
+    CalvinRow("FLOWER", "ABC→D", _NOT_GIVEN, 4.53, f"{_FLOWER}, whose columns add up to 4.49", "source"),
     CalvinRow("ReconVLA", "ABCD→D", (98.0, 90.0, 84.5, 78.5, 70.5), 4.23, f"{_RECONVLA}; 4.22 elsewhere", "quoted"),
     CalvinRow("GR-1", "ABCD→D", (94.9, 89.6, 84.4, 78.9, 73.1), 4.21, _GR1, "source"),
     CalvinRow("RoboFlamingo", "ABCD→D", (96.4, 89.6, 82.4, 74.0, 66.0), 4.09, _ROBOFLAMINGO, "source"),
@@ -121,4 +127,7 @@ CALVIN = (
         "RoboVLMs", "ABCD→D", (96.7, None, None, None, 82.6), 4.49, f"RoboVLMs (arXiv 2412.14058) in {_LATER}", "quoted"
     ),
     CalvinRow("MDT", "ABCD→D", (98.6, None, None, None, 80.1), 4.52, f"MDT (arXiv 2407.05996) in {_LATER}", "quoted"),
+    CalvinRow("HULC", "ABCD→D", (88.9, None, None, None, None), 3.06, "quoted in GR-1's material", "quoted"),
+    CalvinRow("FLOWER", "ABCD→D", _NOT_GIVEN, 4.67, f"{_FLOWER}, whose columns add up to 4.74", "source"),
+    CalvinRow("MDT", "D→D", (93.7, 84.5, 74.1, 64.4, 55.6), 3.72, _FLOWER, "quoted"),
 )

@@ -25,6 +25,12 @@ SUITES: Mapping[str, str] = {
     "libero_10": "vla_bench.envs.libero:suite",
     "libero_90": "vla_bench.envs.libero:suite",
     "robosuite": "vla_bench.envs.robosuite:suite",
+    "calvin_d": "vla_bench.envs.calvin:suite",
+    "calvin_a": "vla_bench.envs.calvin:suite",
+    "calvin_b": "vla_bench.envs.calvin:suite",
+    "calvin_c": "vla_bench.envs.calvin:suite",
+    "calvin_tasks": "vla_bench.envs.calvin:single_tasks",
+    "calvin_pybullet": "vla_bench.envs.calvin_pybullet:suite",
 }
 POLICIES: Mapping[str, str] = {
     "zero": "vla_bench.policies.baselines:Zero",

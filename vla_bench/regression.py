@@ -16,6 +16,10 @@ The rule. The margin is the loss of success that you accept; alpha is the chance
    undecided   neither.
 4. The verdict is `regression` if all together, a task or the latency has regressed, else that of all together.
 
+Of chains, the instructions done in a row count instead of success: the loss is the share of a chain's instructions
+that the run does less on average (interval of the mean by `stats_chains.mean_interval`), the test is the exact
+sign-flip test of the paired lengths, and `lost` are the chains in which the run did less.
+
 So an unchanged policy raises a false alarm with a chance of at most alpha for all together and alpha for all tasks; a
 pass is wrong with a chance of about alpha. The interval's end alone never makes a regression: where both tests speak,
 the exact one is the one whose error is guaranteed.
@@ -27,7 +31,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
 
 from vla_bench.baseline import Baseline, frame, latency_p50, read_baseline
 from vla_bench.compare import check_alpha, probability
@@ -44,6 +50,7 @@ from vla_bench.pairing import (
     protocol_objections,
     with_paths,
 )
+from vla_bench.stats_chains import exact_sign_flip, mean_interval
 from vla_bench.stats_many import holm
 from vla_bench.stats_paired import mcnemar, paired_difference
 from vla_bench.store import KEY, RunInfo, read_info
@@ -92,6 +99,11 @@ class GateRow:
     verdict: Verdict
     seconds: float
     """Wall time of the run's episodes."""
+    links: int = 0
+    """Instructions per chain: then the next two and `difference` are of lengths; 0 for single instructions."""
+    baseline_length: float | None = None
+    """Mean number of instructions done in a row, over the pairs; None unless these are chains."""
+    run_length: float | None = None
 
     @property
     def pairs(self) -> int:
@@ -253,9 +265,10 @@ def _table(gate: Gate) -> list[str]:
 
 def _cells(row: GateRow) -> tuple[str, ...]:
     change = "-" if row.difference is None else f"{100 * row.difference:+.1f} pp"
+    solved = (f"{row.baseline_successes}/{row.pairs}", f"{row.run_successes}/{row.pairs}")
+    lengths = tuple("-" if length is None else f"{length:.2f}" for length in (row.baseline_length, row.run_length))
     return (
-        f"{row.baseline_successes}/{row.pairs}",
-        f"{row.run_successes}/{row.pairs}",
+        *(lengths if row.links else solved),
         change,
         f"{100 * row.low:+.1f} – {100 * row.high:+.1f}",
         f"{row.lost}:{row.gained}",
@@ -312,26 +325,64 @@ def _capital(text: str) -> str:
 
 def _gate_row(task: str, rows: pd.DataFrame, missing: pd.DataFrame, alpha: float) -> GateRow:
     """Everything but the verdict. In `rows`, A is the run and B the baseline."""
+    links = max(map(len, [*rows["subgoals_b"], *missing["subgoals"]]), default=0)
+    change = _change_of_lengths(rows, missing, links, alpha) if links else _change_of_rates(rows, missing, alpha)
+    means = [float(rows[f"subgoals_done_{side}"].mean()) if links and len(rows) else None for side in "ba"]
+    return GateRow(
+        task,
+        len(rows) + len(missing),
+        len(missing),
+        int(rows["success_b"].sum()),
+        int(rows["success_a"].sum()),
+        change.gained,
+        change.lost,
+        identical(rows),
+        change.difference,
+        change.low,
+        change.high,
+        p_worse=change.p_worse,
+        p_holm=change.p_worse,
+        verdict="undecided",
+        seconds=float(rows["wall_s"].sum()),
+        links=links,
+        baseline_length=means[0],
+        run_length=means[1],
+    )
+
+
+class _Change(NamedTuple):
+    """As the fields of the same names in GateRow."""
+
+    gained: int
+    lost: int
+    difference: float | None
+    low: float
+    high: float
+    p_worse: float
+
+
+def _change_of_rates(rows: pd.DataFrame, missing: pd.DataFrame, alpha: float) -> _Change:
     n, run_won, baseline_won = len(rows), int(rows["success_a"].sum()), int(rows["success_b"].sum())
     both = int((rows["success_a"] & rows["success_b"]).sum())
     gained, lost = run_won - both, baseline_won - both
     at_best = gained + int((~missing["success"].astype(bool)).sum())
-    p = mcnemar(at_best, lost, "less")
-    return GateRow(
-        task,
-        n + len(missing),
-        len(missing),
-        baseline_won,
-        run_won,
-        gained,
-        lost,
-        identical(rows),
-        (run_won - baseline_won) / n if n else None,
-        *paired_difference(gained, lost, n, 1 - 2 * alpha),
-        p_worse=p,
-        p_holm=p,
-        verdict="undecided",
-        seconds=float(rows["wall_s"].sum()),
+    interval = paired_difference(gained, lost, n, 1 - 2 * alpha)
+    difference = (run_won - baseline_won) / n if n else None
+    return _Change(gained, lost, difference, *interval, p_worse=mcnemar(at_best, lost, "less"))
+
+
+def _change_of_lengths(rows: pd.DataFrame, missing: pd.DataFrame, links: int, alpha: float) -> _Change:
+    """In shares of a chain; the run at its best does all of every chain without a verdict."""
+    apart = (rows["subgoals_done_a"] - rows["subgoals_done_b"]).to_numpy(np.int64)
+    at_best = np.concatenate([apart, links - missing["subgoals_done"].to_numpy(np.int64)])
+    low, high = mean_interval(apart, (-links, links), 1 - 2 * alpha)
+    return _Change(
+        int((apart > 0).sum()),
+        int((apart < 0).sum()),
+        float(apart.mean()) / links if len(apart) else None,
+        low / links,
+        high / links,
+        p_worse=exact_sign_flip(at_best, "less"),
     )
 
 
@@ -377,7 +428,8 @@ def _overall_sentence(row: GateRow, margin: float, alpha: float) -> str:
         known = ", a loss that is certain but within the margin" if row.p_holm <= alpha else ""
         return f"{counts} The loss is below {100 * margin:g} points at {100 * (1 - alpha):g} % confidence{known}."
     if row.verdict == "regression":
-        return f"{counts} It is worse: McNemar's exact one-sided p is {probability(row.p_worse)}, at most {alpha:g}."
+        test = "the exact one-sided sign-flip p" if row.links else "McNemar's exact one-sided p"
+        return f"{counts} It is worse: {test} is {probability(row.p_worse)}, at most {alpha:g}."
     if row.missing:
         return f"{counts} A pass takes all of them: run the missing ones."
     return (
@@ -388,6 +440,10 @@ def _overall_sentence(row: GateRow, margin: float, alpha: float) -> str:
 
 def _row_sentence(row: GateRow, who: str) -> str:
     missing = f", and has no verdict on {row.missing}" if row.missing else ""
+    if row.links:
+        return (
+            f"{who} did less in {row.lost} and more in {row.gained} of {row.episodes} chains of the baseline{missing}."
+        )
     return f"{who} lost {row.lost} and gained {row.gained} of {row.episodes} episodes of the baseline{missing}."
 
 

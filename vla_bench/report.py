@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from vla_bench import plots, report_data
+from vla_bench.chains import interval_of, length_text, span_text
 from vla_bench.errors import UsageError
 from vla_bench.leaderboard import (
     ALPHA,
@@ -28,6 +29,9 @@ from vla_bench.leaderboard import (
     board_of,
     broken_lines,
     comparisons_table,
+    difference_text,
+    interval_text,
+    links_on,
     number,
     p_text,
     percent,
@@ -51,6 +55,16 @@ FILM_BYTES = 1_500_000  # of all film strips together, shared among the sections
 STRIP_WIDTH = 1600  # pixels
 VERDICTS = {False: 0, True: 1, None: 2}
 """As assets/report.js names them: failure, success, broken."""
+
+
+RATES_EXPLAINED = (
+    "The 95 % interval (Wilson) speaks of these tasks; “tasks like these” (mean over tasks, Korn and Graubard) also of "
+    "other tasks of the kind."
+)
+CHAINS_EXPLAINED = (
+    "Average length: instructions done in a row, with its 95 % interval (likelihood ratio). The columns 1, 2, ... are "
+    "chains with at least so many done."
+)
 
 
 class Drawing(NamedTuple):
@@ -196,7 +210,7 @@ def _with_origin(chapter: Chapter, entrant: Entrant) -> pd.DataFrame:
         "protocol_hash": chapter.section.protocol_hash,
         "run_directory": [directories[n] for n in rows["run_directory"]],
     }
-    rows = rows.assign(**origin)
+    rows = rows.assign(**origin, subgoals=rows["subgoals"].map(" ".join))
     return rows[[*origin, *(column for column in rows if column not in origin)]]
 
 
@@ -342,15 +356,25 @@ def _verdict(board: Board) -> str:
     if not judged:
         return "No episode has a verdict: all of them broke."
     best, *others = judged
-    said = (
-        f"{best.label} solves {best.successes} of {best.episodes} episodes: {percent(best.rate)}, "
-        f"95 % interval {span(best.interval)}."
-    )
+    said = f"{_achieved(best, ' episodes')}, 95 % interval {_interval(best)}."
     if not others:
         return said
     if len(others) == 1:
         return f"{said} {_against(board.comparisons[0], others[0])}"
     return f"{said} {_among(board, best, others)}"
+
+
+def _achieved(standing: Standing, unit: str = "") -> str:
+    """What it did, without interval and full stop."""
+    if standing.chains:
+        return (
+            f"{standing.label} does {length_text(standing.chains)} instructions in a row in {standing.episodes} chains"
+        )
+    return f"{standing.label} solves {standing.successes} of {standing.episodes}{unit}: {percent(standing.rate)}"
+
+
+def _interval(standing: Standing) -> str:
+    return span_text(*interval_of(standing.chains)) if standing.chains else span(standing.interval)
 
 
 def _among(board: Board, best: Standing, others: Sequence[Standing]) -> str:
@@ -369,12 +393,11 @@ def _among(board: Board, best: Standing, others: Sequence[Standing]) -> str:
 def _against(comparison: Comparison, other: Standing) -> str:
     """The second of two, and how sure the difference is."""
     told = "They differ" if comparison.p_holm < ALPHA else "They are not told apart"
-    how = f"{comparison.pairs} paired episodes, McNemar" if comparison.pairs else f"unpaired, {comparison.test}"
-    low, high = (f"{100 * end:+.1f}" for end in comparison.interval)
-    return (
-        f"{other.label} solves {other.successes} of {other.episodes}: {percent(other.rate)}. {told}: "
-        f"{100 * comparison.difference:+.1f} percentage points ({low} to {high}), p {p_text(comparison.p)} ({how})."
-    )
+    paired = f"{comparison.pairs} paired episodes, {comparison.test}"
+    how = paired if comparison.pairs else f"unpaired, {comparison.test}"
+    difference = difference_text(comparison).replace(" pp", " percentage points")
+    apart = interval_text(comparison).replace(" pp", "").replace(" – ", " to ")
+    return f"{_achieved(other)}. {told}: {difference} ({apart}), p {p_text(comparison.p)} ({how})."
 
 
 def _notes(notes: Sequence[str]) -> str:
@@ -394,12 +417,11 @@ def _standings(chapter: Chapter) -> str:
 def _standing_cells(standing: Standing, chapter: Chapter) -> dict[str, str]:
     colour = f"var(--series-{chapter.colours[standing.label] % len(plots.SERIES)})"
     like, checkpoint = standing.like_these, escape(short_checkpoint(standing.checkpoint))
+    if links_on(chapter.board):
+        like = None
     return {
         "policy": f'<span class="swatch" style="background:{colour}"></span>{escape(standing.label)}',
-        "rate": f'<span class="rate">{percent(standing.rate)}</span>',
-        "": _interval_bar(standing, colour),
-        "95 % interval": span(standing.interval),
-        "solved": f"{standing.successes}/{standing.episodes}",
+        **_score_cells(standing, links_on(chapter.board), colour),
         "tasks like these": span(like.interval) if like else "–",
         "letters": escape(standing.letters) or "–",
         "p50 ms": number(standing.latency_p50_ms),
@@ -410,9 +432,31 @@ def _standing_cells(standing: Standing, chapter: Chapter) -> dict[str, str]:
     }
 
 
-def _interval_bar(standing: Standing, colour: str) -> str:
-    low, high = (100 * end for end in standing.interval)
-    dot = "" if standing.rate is None else f'<b style="left:{100 * standing.rate:.1f}%;background:{colour}"></b>'
+def _score_cells(standing: Standing, links: int, colour: str) -> dict[str, str]:
+    """The rate, of chains the average length, with its interval and what it is made of."""
+    if not links:
+        return {
+            "rate": f'<span class="rate">{percent(standing.rate)}</span>',
+            "": _interval_bar(standing.rate, standing.interval, colour),
+            "95 % interval": span(standing.interval),
+            "solved": f"{standing.successes}/{standing.episodes}",
+        }
+    chains = standing.chains
+    if chains is None or chains.mean_length is None:
+        return dict.fromkeys(["average length", "", "95 % interval", *map(str, range(1, links + 1)), "chains"], "–")
+    scaled = Interval(chains.low / links, chains.high / links)
+    return {
+        "average length": f'<span class="rate">{length_text(chains)}</span>',
+        "": _interval_bar(chains.mean_length / links, scaled, colour),
+        "95 % interval": _interval(standing),
+        **{str(k): percent(share.rate) for k, share in enumerate(chains.at_least, 1)},
+        "chains": str(chains.chains),
+    }
+
+
+def _interval_bar(rate: float | None, interval: Interval, colour: str) -> str:
+    low, high = (100 * end for end in interval)
+    dot = "" if rate is None else f'<b style="left:{100 * rate:.1f}%;background:{colour}"></b>'
     bar = f'<i style="left:{low:.1f}%;width:{high - low:.1f}%;background:{colour}"></i>'
     return f'<span class="interval" aria-hidden="true">{bar}{dot}</span>'
 
@@ -422,16 +466,14 @@ def _broken_cell(standing: Standing) -> str:
 
 
 def _legend(board: Board) -> str:
-    parts = [
-        "The 95 % interval (Wilson) speaks of these tasks; “tasks like these” (mean over tasks, Korn and Graubard) "
-        "also of other tasks of the kind. p50: median time of a policy call. Hz: actions executed per second of policy "
-        "time."
-    ]
+    times = "p50: median time of a policy call. Hz: actions executed per second of policy time."
+    parts = [CHAINS_EXPLAINED if links_on(board) else RATES_EXPLAINED, times]
     if board.comparisons:
         parts.append(LETTERS_EXPLAINED)
     if any(standing.broken for standing in board.standings):
         parts.append(
-            "Broken episodes have no verdict; beside their number, the rate if all failed and if all succeeded."
+            "Broken episodes have no verdict; beside their number, the share of solved ones if all failed and if all "
+            "succeeded."
         )
     return escape(" ".join(parts))
 
@@ -467,7 +509,7 @@ def _task_cells(row: Mapping[Hashable, Any]) -> tuple[str, ...]:
         f"{row['successes']}/{row['episodes']}",
         percent(row["rate"]) if judged else "–",
         span(Interval(row["low"], row["high"])),
-        f"{row['mean_steps']:.1f}" if judged else "–",
+        f"{row['mean_steps']:.1f}" if row["mean_steps"] == row["mean_steps"] else "–",
         str(row["broken"]),
     )
 

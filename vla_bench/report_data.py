@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vla_bench import tables
+from vla_bench.chains import Share, chain_summary
 from vla_bench.sections import Entrant, Section
 from vla_bench.stats import wilson
 from vla_bench.tables import LatencySummary
@@ -27,11 +28,18 @@ def entrants_in(section: Section, labels: Sequence[str]) -> list[Entrant]:
 
 
 def task_rates(entrants: Sequence[Entrant], tasks: Sequence[str]) -> pd.DataFrame:
-    """Columns of `tables.summarize` with `policy` and `overall`; every task, then, of several, all of them pooled."""
+    """Columns of `tables.summarize` with `policy` and `overall`; every task, then, of several, all of them pooled.
+
+    Of chains: every instruction, then, set apart, the chains with at least 1, 2, ... of them done.
+    """
     import pandas as pd
 
     frames = []
     for entrant in entrants:
+        if chains := chain_summary(entrant.episodes):
+            frames.append(_share_rates(chains.subtasks).assign(policy=entrant.label, overall=False))
+            frames.append(_share_rates(chains.at_least).assign(policy=entrant.label, overall=True))
+            continue
         by_task = tables.summarize(entrant.episodes).set_index("task")
         own = by_task.loc[[task for task in tasks if task in by_task.index]].reset_index()
         frames.append(own.assign(policy=entrant.label, overall=False))
@@ -40,8 +48,17 @@ def task_rates(entrants: Sequence[Entrant], tasks: Sequence[str]) -> pd.DataFram
             frames.append(pooled.assign(task=f"all {len(tasks)} tasks", policy=entrant.label, overall=True))
     rates = pd.concat(frames, ignore_index=True)
     rank = {task: n for n, task in enumerate(tasks)}
-    order = rates["task"].map(lambda task: rank.get(task, len(rank)))
+    order = rates["task"].map(lambda task: rank.get(task, len(rank))) + rates["overall"]
     return _by_policy(rates.iloc[order.argsort(kind="stable")].reset_index(drop=True), entrants)
+
+
+def _share_rates(shares: Sequence[Share]) -> pd.DataFrame:
+    """Columns of `tables.summarize`; broken chains and steps belong to no instruction."""
+    import pandas as pd
+
+    rows = [(own.name, own.n, own.done, own.rate, own.low, own.high, None, 0) for own in shares]
+    columns = ["task", "episodes", "successes", "rate", "low", "high", "mean_steps", "broken"]
+    return pd.DataFrame(rows, columns=columns).astype({"rate": "float64", "mean_steps": "float64"})
 
 
 def latency_curves(entrants: Sequence[Entrant], control_hz: float) -> pd.DataFrame:

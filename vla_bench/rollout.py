@@ -152,6 +152,7 @@ def run_episode(env: Env, actor: Actor, episode: Episode, control_hz: float, sta
         sim_s=tally.steps / control_hz,
         scene_fingerprint=scene,
         final_fingerprint=env.fingerprint(),
+        subgoals=tally.subgoals,
     )
     return Rollout(result, actor.inferences, np.concatenate(actor.played))
 
@@ -164,6 +165,7 @@ class _Tally:
     success: bool = False
     over: bool = False
     subgoals_done: int = 0
+    subgoals: tuple[str, ...] = ()
     physics_s: float = 0.0
     render_s: float = 0.0
 
@@ -172,6 +174,7 @@ class _Tally:
         self.success = bool(after.success)
         self.over = bool(after.success or after.truncated)
         self.subgoals_done = int(after.subgoals_done)
+        self.subgoals = tuple(after.subgoals)
         self.physics_s += after.physics_s
         self.render_s += after.render_s
 
@@ -263,7 +266,7 @@ class Stage:
         result = rollout.result
         name = f"{FOLDER}/{stem(result.episode)}.mp4"
         about = Caption(
-            instruction=" / ".join(self._suite.task(result.task).instructions),
+            instruction=" / ".join(result.subgoals or self._suite.task(result.task).instructions),
             success=bool(result.success),
             steps=result.steps,
             chunk_starts=chunk_starts([call.executed for call in rollout.inferences]),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vla_bench import store
+from vla_bench.chains import ChainSummary, Share, broken_sentence, chain_summary, length_text, span_text
 from vla_bench.stats import Interval, bounds, percentile, samples_needed, wilson
 from vla_bench.store import RunInfo
 from vla_bench.types import EpisodeResult
@@ -96,6 +97,8 @@ class RunSummary:
     latency: LatencySummary
     throughput: Throughput
     wall: WallSplit
+    chains: ChainSummary | None = None
+    """How many instructions were done in a row; None for suites of single instructions."""
 
     def _repr_markdown_(self) -> str:
         """What Jupyter shows."""
@@ -157,6 +160,7 @@ def summary_of(info: RunInfo, episodes: pd.DataFrame, inferences: pd.DataFrame) 
         latency=latency(inferences, episodes, info.control_hz),
         throughput=throughput(episodes, seconds if isinstance(seconds, int | float) else None),
         wall=wall_split(episodes),
+        chains=chain_summary(episodes),
     )
 
 
@@ -223,12 +227,19 @@ def render_text(summary: RunSummary) -> str:
 
 
 def render_markdown(summary: RunSummary) -> str:
-    """The table of tasks for a README or a paper, with full names."""
+    """The table of tasks, or of chains, for a README or a paper, with full names."""
+    if summary.chains:
+        return "\n\n".join(_piped(rows) for rows in _chain_tables(summary.chains))
     names = [row.task.replace("|", "\\|") for row in summary.tasks]
     rows = [[name, *_cells(row)] for name, row in zip(names, summary.tasks, strict=True)]
     rows.append([f"**{cell}**" for cell in ("overall", *_cells(summary.overall))])
-    rule = ["---"] + ["---:"] * (len(HEADER) - 1)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (HEADER, rule, *rows))
+    return _piped([HEADER, *rows])
+
+
+def _piped(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose first row is the header; numbers to the right."""
+    rule = ["---"] + ["---:"] * (len(rows[0]) - 1)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (rows[0], rule, *rows[1:]))
 
 
 def shorten(names: Sequence[str], width: int) -> list[str]:
@@ -248,11 +259,34 @@ def shorten(names: Sequence[str], width: int) -> list[str]:
 def _table(summary: RunSummary) -> list[str]:
     if not summary.overall.episodes + summary.overall.broken:
         return ["No episode has finished yet."]
+    if summary.chains:
+        return _chain_lines(summary.chains, summary.overall.broken)
     cells = [HEADER[1:], *(_cells(row) for row in (*summary.tasks, summary.overall))]
     room = TERMINAL_WIDTH - sum(width + len(" | ") for width in _widths(cells))
     names = [HEADER[0], *shorten([row.task for row in summary.tasks], room), "overall"]
     header, rule, *lines, total = aligned([[name, *row] for name, row in zip(names, cells, strict=True)])
     return [header, rule, *lines, rule, total, *_broken_lines(summary)]
+
+
+def _chain_lines(chains: ChainSummary, broken: int) -> list[str]:
+    in_a_row, each = _chain_tables(chains)
+    lines = [*aligned(in_a_row), *([broken_sentence(chains, broken)] if broken else [])]
+    return [*lines, "", *aligned(each)] if len(each) > 1 else lines
+
+
+def _chain_tables(chains: ChainSummary) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+    """Instructions done in a row with their mean, and every instruction; headers first."""
+    in_a_row = [
+        ("instructions done in a row", "chains", "rate", "95 % interval"),
+        *map(_share_cells, chains.at_least),
+        ("average length", str(chains.chains), length_text(chains), span_text(chains.low, chains.high)),
+    ]
+    return in_a_row, [("instruction", "done", "rate", "95 % interval"), *map(_share_cells, chains.subtasks)]
+
+
+def _share_cells(share: Share) -> tuple[str, ...]:
+    rate = "-" if share.rate is None else f"{100 * share.rate:.1f} %"
+    return share.name, f"{share.done}/{share.n}", rate, f"{100 * share.low:.1f} – {100 * share.high:.1f} %"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -48,7 +48,7 @@ class Task:
 
     name: str
     instructions: tuple[str, ...]
-    """One sentence for single tasks, five for a CALVIN chain."""
+    """One sentence for single tasks; for chains, whose sentences differ between trials, one that says so."""
     max_steps: int
     """Control steps per instruction."""
     trials: int
@@ -128,6 +128,9 @@ class EpisodeResult:
     """Class of the error that left the episode unjudged."""
     message: str = ""
     video: str = ""
+    subgoals: tuple[str, ...] = ()
+    """Names of the chain's instructions, in order: the first `subgoals_done` succeeded, the next one failed. Empty
+    when the episode had one instruction."""
 
     @property
     def episode(self) -> Episode:
@@ -170,6 +173,8 @@ class Transition(NamedTuple):
     instruction_changed: bool
     physics_s: float
     render_s: float
+    subgoals: tuple[str, ...] = ()
+    """Names of all instructions of the episode, in order; empty when there is one."""
 
 
 class Frame(NamedTuple):

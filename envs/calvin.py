@@ -1,0 +1,401 @@
+"""CALVIN: chains of five language instructions at one table (Mees et al. 2022, arXiv:2112.03227), on MuJoCo.
+
+Not obvious, each with its source (facts/calvin.md has the measurements):
+
+* Evaluation follows mees/calvin fa03f01, `evaluate_policy.py`: 1000 chains; the scene is reset once per chain, robot at
+  its neutral pose; at most 360 steps per instruction at 30 Hz; after every step only the current task is tested; at its
+  success the next one starts where things are, and at the first failure the chain ends. The policy forgets, and its
+  chunk is dropped, whenever the instruction changes.
+* Upstream evaluates in scene D; `calvin_a`, `calvin_b` and `calvin_c` run the same chains in the other three, so that a
+  policy can be judged where it was trained (see calvin_chains for their initial states).
+* Two versions of calvin_env are in use. `led=head` (default) is its last commit, 797142c; `led=submodule` is 1431a46,
+  which CALVIN's repository pins: there an LED that is on at a reset takes two presses to be turned off.
+* Actions are relative to a running target, which the arm follows; they are not clipped. The gripper opens for numbers
+  above 0 and closes for all others, as upstream's wrappers have it.
+* Upstream carries the gripper's last action over into the next chain's first observation; here it is 1 after a reset.
+* `calvin_tasks` asks for one task per episode, from initial states of our own (calvin_starts); upstream's single-task
+  evaluation starts from frames of its recordings and stops at 240 steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_bench.errors import UsageError
+from vla_bench.gl import renderer
+from vla_bench.types import ActionSpec, Camera, Float32, Frame, Image, Observation, Suite, Task, Transition
+
+from .calvin_chains import CHAINS, LENGTH, SHA256
+from .calvin_scene import SCENES, Scene
+from .calvin_sim import CAMERA_PX, CONTROL_HZ, State, Table
+from .calvin_starts import SETTLE_STEPS, Start, chain_start, task_start
+from .calvin_tasks import SENTENCES, TASKS, Record, check_task
+from .robosuite_core import SimulationDiverged, version
+
+Float64 = NDArray[np.float64]
+Led = Literal["head", "submodule"]
+SceneName = Literal["a", "b", "c", "d"]
+
+MAX_STEPS = 360
+TRIALS = 50
+CHAIN_TASK = "chains"
+ACTION = ActionSpec(
+    dim=7, control="delta_pose", rotation="euler_xyz", gripper="close_negative", scale_m=0.02, scale_rad=0.05
+)
+STATE = (
+    *(f"tool {axis}, m, world" for axis in "xyz"),
+    *(f"tool euler {axis} (fixed axes xyz), rad, world" for axis in "xyz"),
+    "gripper opening, m",
+    *(f"arm joint {number}, rad" for number in range(1, 8)),
+    "last gripper action, 1 open, -1 closed",
+)
+CAMERAS = tuple(Camera(name, height, width) for name, (height, width) in CAMERA_PX.items())
+
+
+def suite(name: str, led: Led = "head") -> Suite:
+    """CALVIN's 1000 chains in one scene.
+
+    Args:
+        name: calvin_a, calvin_b, calvin_c or calvin_d.
+        led: the button's memory after a reset, as in calvin_env's last commit or in the one that CALVIN pins.
+    """
+    scene = SCENES[name[-1].upper()]
+
+    def make_env(task: Task, wanted: Sequence[str]) -> CalvinEnv:
+        return CalvinEnv(task, wanted, MujocoTable(scene, led), lambda trial, seed: chain_start(scene, trial))
+
+    return Suite(
+        name=name,
+        version="1",
+        tasks=(Task(CHAIN_TASK, ("five instructions, each given when the one before is done",), MAX_STEPS, CHAINS),),
+        action=ACTION,
+        cameras=CAMERAS,
+        state=STATE,
+        control_hz=CONTROL_HZ,
+        make_env=make_env,
+        provenance=provenance,
+        protocol={"scene": scene.name, "led": led, "chains": SHA256},
+        about=f"CALVIN's 1000 chains of {LENGTH} instructions in scene {scene.name}, on MuJoCo",
+    )
+
+
+def single_tasks(name: str = "calvin_tasks", scene: SceneName = "d", led: Led = "head") -> Suite:
+    """CALVIN's 34 tasks, one per episode.
+
+    Args:
+        name: the suite's name.
+        scene: a, b, c or d.
+        led: the button's memory after a reset, as in calvin_env's last commit or in the one that CALVIN pins.
+    """
+    of = SCENES[scene.upper()]
+
+    def make_env(task: Task, wanted: Sequence[str]) -> CalvinEnv:
+        return CalvinEnv(task, wanted, MujocoTable(of, led), lambda trial, seed: task_start(of, task.name, trial, seed))
+
+    return Suite(
+        name=name,
+        version="1",
+        tasks=tuple(Task(task, (SENTENCES[task],), MAX_STEPS, TRIALS) for task in TASKS),
+        action=ACTION,
+        cameras=CAMERAS,
+        state=STATE,
+        control_hz=CONTROL_HZ,
+        make_env=make_env,
+        provenance=provenance,
+        protocol={"scene": of.name, "led": led, "settle_steps": SETTLE_STEPS},
+        about="CALVIN's 34 tasks one at a time, on MuJoCo",
+    )
+
+
+def make_gym_env(suite_name: str, task_name: str, render_mode: str | None = None, **options: Any) -> CalvinEnv:
+    """One task with both cameras, for `gymnasium.make`; `options` as in `suite` or `single_tasks`."""
+    made = (single_tasks if suite_name == "calvin_tasks" else suite)(suite_name, **options)
+    env = made.make_env(made.task(task_name), tuple(CAMERA_PX))
+    assert isinstance(env, CalvinEnv)
+    env.render_mode = render_mode
+    return env
+
+
+def provenance() -> dict[str, str]:
+    """Versions of what decides the physics and the pictures. Raises MissingPackage."""
+    return {
+        "mujoco": version("mujoco"),
+        "robosuite": version("robosuite"),  # the arm's meshes
+        "renderer": renderer(),
+    }
+
+
+class Simulator(Protocol):
+    """What an episode asks of a table, whoever simulates it."""
+
+    def reset(self, robot_obs: Float64, scene_obs: Float64) -> None: ...
+
+    def step(self, action: Float64) -> None:
+        """One control step of a relative action (7,), gripper 1 or -1."""
+
+    def robot_obs(self) -> Float64:
+        """(15,) as `STATE`."""
+
+    def record(self) -> Record: ...
+
+    def state(self) -> Any:
+        """What pictures of this instant need, at least."""
+
+    def paint(self, camera: str) -> Image: ...
+
+    def paint_at(self, state: Any, camera: str) -> Image:
+        """A picture of that instant; the simulator is left as it is."""
+
+    def fingerprint(self) -> str: ...
+
+    def close(self) -> None: ...
+
+
+class MujocoTable(Table):
+    """The table of our own model, with what an episode needs besides: old pictures, fingerprints, a look for NaN."""
+
+    def __init__(self, scene: Scene, led: Led) -> None:
+        super().__init__(scene.name, led)  # type: ignore[arg-type]
+
+    def step(self, action: Float64 | Sequence[float]) -> None:
+        super().step(action)
+        mujoco = self._mujoco
+        for kind in (
+            mujoco.mjtWarning.mjWARN_BADQPOS,
+            mujoco.mjtWarning.mjWARN_BADQVEL,
+            mujoco.mjtWarning.mjWARN_BADQACC,
+        ):
+            if self.data.warning[kind].number:
+                raise SimulationDiverged(f"MuJoCo's state diverged ({kind.name})")
+
+    def paint_at(self, state: State, camera: str) -> Image:
+        now = self.state()
+        self.set_state(state)
+        try:
+            return self.paint(camera)
+        finally:
+            self.set_state(now)
+
+    def fingerprint(self) -> str:
+        """16 hex digits of SHA-256 over geometry, masses, joints and the state."""
+        digest, state = hashlib.sha256(), self.state()
+        for field in _SCENE_FIELDS:
+            digest.update(np.ascontiguousarray(getattr(self.model, field)).tobytes())
+        logic = vars(state.logic)
+        digest.update(b"".join([state.physics.tobytes(), state.sampled.tobytes(), logic["target"].tobytes()]))
+        digest.update(repr([value for name, value in logic.items() if name != "target"]).encode())
+        return digest.hexdigest()[:16]
+
+
+@dataclass
+class _Moment:
+    """A control step as an observation tells it; its pictures are painted when somebody looks."""
+
+    table: Any
+    state: Float32
+    images: Mapping[str, Image] | None = None
+
+
+class CalvinEnv(gymnasium.Env[dict[str, Any], Float32]):
+    """Tasks at the table, one after the other: a Gymnasium environment that can also play a chunk and render once.
+
+    Observation: {"images": {camera: uint8 (H, W, 3) upright RGB}, "state": float32 (15,) as `STATE`, "instruction"}.
+    Action: float32 (7,) as `ACTION`. Reward: 1.0 for every task at the step that does it, else 0.0. Termination: all
+    tasks done. Truncation: `task.max_steps` on one of them. `reset(options={"trial": k, "seed": s})` picks the initial
+    state; without a trial one is drawn from the environment's own generator.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012 Gymnasium's own convention
+
+    def __init__(self, task: Task, wanted: Sequence[str], table: Simulator, start: Callable[[int, int], Start]) -> None:
+        self.task = task
+        self.table = table
+        self.render_mode: str | None = None
+        self.tasks: tuple[str, ...] = ()
+        """The names of the tasks of this episode, in order."""
+        self.done = 0
+        """How many of them are done."""
+        self._start_of = start
+        self._cameras = tuple(camera for camera in CAMERAS if camera.name in wanted)
+        self._record_every = 0
+        self._reel: list[tuple[int, Any]] = []
+        self._past: deque[_Moment] = deque(maxlen=1)
+        self._steps = 0
+        self._spent = 0
+        self._last: Observation | None = None
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (ACTION.dim,), np.float32)
+        self.observation_space = gymnasium.spaces.Dict(
+            images=gymnasium.spaces.Dict({camera.name: _image_space(camera) for camera in self._cameras}),
+            state=gymnasium.spaces.Box(-np.inf, np.inf, (len(STATE),), np.float32),
+            instruction=gymnasium.spaces.Text(max_length=64, charset=_CHARSET),
+        )
+
+    @property
+    def current_task(self) -> str:
+        """The name of the task to do now; the last one when all are done."""
+        return self.tasks[min(self.done, len(self.tasks) - 1)]
+
+    @property
+    def begun(self) -> Record:
+        """The record at the beginning of the current task."""
+        return self._begun
+
+    def succeeds(self, task: str, begun: Record) -> bool:
+        """Whether the table as it is now does that task, had it been begun at that record."""
+        return check_task(task, begun, self.table.record())
+
+    # What the engine calls
+
+    def reset_trial(self, trial: int, seed: int) -> Observation:
+        if not 0 <= trial < self.task.trials:
+            raise UsageError(f"{self.task.name} has trials 0 to {self.task.trials - 1}, got {trial}.")
+        start = self._start_of(trial, seed)
+        self.table.reset(start.robot_obs, start.scene_obs)
+        for _ in range(start.settle_steps):
+            self.table.step(np.array([0, 0, 0, 0, 0, 0, start.gripper]))
+        self.tasks, self.done = start.tasks, 0
+        self._steps = 0
+        self._reel = [(0, self.table.state())] if self._record_every else []
+        self._begin()
+        return self._observe()
+
+    def advance(self, actions: Float32) -> Transition:
+        if np.ndim(actions) != 2 or np.shape(actions)[1] != ACTION.dim:
+            raise UsageError(f"{self.task.name} takes actions of shape (n, {ACTION.dim}), got {np.shape(actions)}.")
+        started = time.perf_counter()
+        done, before = self.done, self._steps
+        for action in np.asarray(actions, dtype=np.float64):
+            self._step(action)
+            over = self.done == len(self.tasks) or self._spent >= self.task.max_steps
+            self._keep(over)
+            if over or self.done > done:
+                break
+        success = self.done == len(self.tasks)
+        changed = done < self.done < len(self.tasks)
+        if changed:
+            self._begin()
+        simulated = time.perf_counter()
+        observation = self._observe()
+        return Transition(
+            observation=observation,
+            steps=self._steps - before,
+            success=success,
+            truncated=not success and self._spent >= self.task.max_steps,
+            subgoals_done=self.done,
+            instruction_changed=changed,
+            physics_s=simulated - started,
+            render_s=time.perf_counter() - simulated,
+            subgoals=self.tasks if len(self.tasks) > 1 else (),
+        )
+
+    def look_back(self, history: int) -> None:
+        self._past = deque(maxlen=history)
+
+    def record(self, every: int) -> None:
+        self._record_every = every
+
+    def film(self) -> Iterator[Frame]:
+        for step, state in self._reel:
+            yield Frame(step, {camera.name: self.table.paint_at(state, camera.name) for camera in CAMERAS})
+
+    def fingerprint(self) -> str:
+        return self.table.fingerprint()
+
+    def close(self) -> None:
+        self.table.close()
+
+    # What Gymnasium calls
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        super().reset(seed=seed)
+        chosen = options or {}
+        unknown = set(chosen) - {"trial", "seed"}
+        if unknown:
+            raise UsageError(
+                f"reset takes the options 'trial' and 'seed', got {', '.join(sorted(map(repr, unknown)))}."
+            )
+        trial = int(chosen["trial"]) if "trial" in chosen else int(self.np_random.integers(self.task.trials))
+        observation = self.reset_trial(trial, int(chosen.get("seed", 0)))
+        return _as_dict(observation), {"trial": trial, "success": False, "subgoals_done": 0}
+
+    def step(self, action: Float32) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        done = self.done
+        after = self.advance(np.asarray(action)[None])
+        info = {"success": after.success, "steps": self._steps, "subgoals_done": after.subgoals_done}
+        return _as_dict(after.observation), float(self.done - done), after.success, after.truncated, info
+
+    def render(self) -> Image | None:
+        if self.render_mode != "rgb_array" or self._last is None:
+            return None
+        return self._last.images[self._cameras[0].name]
+
+    # Parts
+
+    def _begin(self) -> None:
+        """The current task starts now: what was before it counts no more."""
+        self._spent = 0
+        self._begun = self.table.record()
+        self._past.clear()
+        self._remember()
+
+    def _step(self, action: Float64) -> None:
+        self.table.step(np.append(action[:-1], 1.0 if action[-1] > 0 else -1.0))
+        self._steps += 1
+        self._spent += 1
+        self.done += check_task(self.current_task, self._begun, self.table.record())
+        self._remember()
+
+    def _keep(self, over: bool) -> None:
+        """Note the instant if it belongs in the film: every few steps, and the last one."""
+        if self._record_every and (over or self._steps % self._record_every == 0):
+            self._reel.append((self._steps, self.table.state()))
+
+    def _remember(self) -> None:
+        looks_back = (self._past.maxlen or 1) > 1
+        state = self.table.robot_obs().astype(np.float32)
+        self._past.append(_Moment(self.table.state() if looks_back else None, state))
+
+    def _observe(self) -> Observation:
+        now = self._past[-1]
+        now.images = {camera.name: self.table.paint(camera.name) for camera in self._cameras}
+        *earlier, last = [self._look(moment) for moment in self._past]
+        never = (self._past.maxlen or 1) - len(self._past)
+        self._last = replace(last, earlier=(*never * [earlier[0] if earlier else last], *earlier))
+        return self._last
+
+    def _look(self, moment: _Moment) -> Observation:
+        if moment.images is None:
+            moment.images = {camera.name: self.table.paint_at(moment.table, camera.name) for camera in self._cameras}
+        return Observation(images=moment.images, state=moment.state, instruction=SENTENCES[self.current_task])
+
+
+# What decides how the table looks and moves, besides its state. Colours are left out: painting sets the lights'.
+_SCENE_FIELDS = (
+    "body_pos", "body_quat", "body_mass", "body_inertia", "geom_pos", "geom_quat", "geom_size", "geom_friction",
+    "geom_type", "geom_margin", "dof_damping", "dof_armature", "dof_frictionloss", "jnt_range",
+    "cam_pos", "cam_quat", "cam_fovy", "light_pos", "light_dir",
+)  # fmt: skip
+_CHARSET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,;:!?'\"()-/"
+
+
+def _image_space(camera: Camera) -> gymnasium.spaces.Box:
+    return gymnasium.spaces.Box(0, 255, (camera.height, camera.width, 3), np.uint8)
+
+
+def _as_dict(observation: Observation) -> dict[str, Any]:
+    return {
+        "images": dict(observation.images),
+        "state": observation.state,
+        "instruction": observation.instruction,
+    }
