@@ -258,7 +258,7 @@ def _settings(root: ET.Element) -> None:
 def _assets(root: ET.Element) -> None:
     asset = _add(root, "asset")
     _add(asset, "texture", type="skybox", builtin="flat", rgb1="0.95 0.95 0.97", width="8", height="48")
-    floor = {"type": "2d", "builtin": "checker", "rgb1": "0.93 0.93 0.95", "rgb2": "0.6 0.66 0.75"}
+    floor = {"type": "2d", "builtin": "checker", "rgb1": "0.93 0.93 0.95", "rgb2": "0.85 0.85 0.87"}
     _add(asset, "texture", name="floor", width="64", height="64", **floor)
     _add(asset, "material", name="floor", texture="floor", texrepeat="1 1", texuniform="true")
     for name in ("wood", "panel"):
@@ -336,7 +336,7 @@ def _finger(hand: ET.Element, number: int, side: int) -> None:
     grip = {"friction": "0.7 0.1 0.0001", "priority": "1", **_ROBOT_BITS}
     bare = Cuboid((-0.0105, 0.0105), _side(side, 0.0029, 0.0259), (0.0584, 0.1544))
     pad = Cuboid((-0.00925, 0.00925), _side(side, 0.0, 0.004), (0.1275, 0.1525))
-    _box(body, bare, rgba="0.25 0.25 0.25 1", mass=str(0.9 * FINGER_MASS), **grip)
+    _box(body, bare, rgba="0.93 0.93 0.93 1", mass=str(0.9 * FINGER_MASS), **grip)
     _box(body, pad, rgba="0.85 0.85 0.8 1", mass=str(0.1 * FINGER_MASS), **grip)
 
 
@@ -456,7 +456,7 @@ def _button_and_led(world: ET.Element, base: ET.Element, scene: Scene) -> None:
     _slide(body, "base__button", "0 0 -1", BUTTON_TRAVEL, frictionloss="0")
     size = f"{0.032 + HULL_MARGIN} {0.012 + HULL_MARGIN / 2}"
     shape = {"type": "cylinder", "size": size, "pos": f"0 0 {0.012 + HULL_MARGIN / 2}"}
-    _add(body, "geom", rgba="0.8 0.1 0.1 1", mass="0.153812", **shape, **_fixture())
+    _add(body, "geom", rgba="0.06 0.06 0.06 1", mass="0.153812", **shape, **_fixture())
     led = _add(world, "body", name="led_link", pos=f"{scene.button_x} 0.16 {_CABINET_TOP}")
     box = Cuboid((-0.08, 0.08), (-0.02, 0.02), (0, 0.016)).grown(HULL_MARGIN)
     _box(led, box, name="led", rgba="1 1 1 1", **_TABLE_BITS)
@@ -505,7 +505,7 @@ def _wood(body: ET.Element, x: Span, y: Span, z: Span) -> None:
 
 
 def _handle(body: ET.Element, box: Cuboid, mass: float) -> None:
-    _box(body, box, rgba="0.5 0.5 0.5 1", mass=f"{mass:.9g}", **_fixture())
+    _box(body, box, rgba="0.33 0.33 0.34 1", mass=f"{mass:.9g}", **_fixture())
 
 
 def _fixture() -> dict[str, str]:
