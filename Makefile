@@ -23,7 +23,7 @@ demo: setup ## evaluate two policies on two suites and show the numbers
 	$(BIN)/vla-bench show results/demo-random-libero_long
 
 test: setup ## run all tests, those that need a simulator included
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadscope
 
 check: setup ## formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -1,9 +1,14 @@
-"""Chooses the GL backend before any test module can import MuJoCo, which looks for it once, when it is imported."""
+"""What must be settled before any test module is imported: MuJoCo looks for its GL backend once, torch for its threads.
+
+Tests run on all cores at once, one thread each: two threads of torch on a busy core wait for each other.
+"""
 
 import contextlib
+import os
 
 from vla_bench.errors import UsageError
 from vla_bench.gl import use_backend
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 with contextlib.suppress(UsageError):  # without one, the tests that need no simulator still run
     use_backend()

@@ -251,8 +251,10 @@ def test_settings_decide_where_and_how(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("suite", "task"), [("robosuite", "Lift"), ("libero_object", "0")])
 def test_an_episode_is_completed(name: str, suite: str, task: str, tmp_path: Path) -> None:
+    """From pictures of 64 pixels, which are soon painted."""
     command = ["run", "--policy", name, "--policy-args", "size=tiny", "--suite", suite, "--task", task]
-    assert main([*command, "--episodes", "1", "--out", str(tmp_path / "run")]) == 0
+    small = ["--suite-args", "resolution=64"]
+    assert main([*command, *small, "--episodes", "1", "--out", str(tmp_path / "run")]) == 0
     (row,) = read_episodes(tmp_path / "run")
     limit = make_suite(suite).tasks[0].max_steps
     assert (row.success, row.steps) == (False, limit)
