@@ -28,6 +28,7 @@ from vla_bench.policies.tokens import (  # noqa: E402
     SPECIAL,
     TINY,
     ActionBins,
+    JsonTokenizer,
     load_tokenizer,
     tiny_tokenizer,
     train_tiny_tokenizer,
@@ -193,7 +194,7 @@ def test_statistics_that_cannot_be_are_a_usage_error(scale: list[float], offset:
     "given", [{"scale": [1.0]}, {"scale": [None], "offset": [0.0]}, {"scale": "x", "offset": "y"}, 3]
 )
 def test_a_damaged_normalisation_file_is_a_usage_error(given: dict[str, list[float]]) -> None:
-    with pytest.raises(UsageError, match="Normalisation .*should be|Normalisation should be"):
+    with pytest.raises(UsageError, match=r"Normalisation (statistics )?should be"):
         Affine.from_json(given)
 
 
@@ -212,6 +213,13 @@ def test_action_tokens_are_the_closed_formula_at_all_bins(end: int) -> None:
     np.testing.assert_allclose(bins.decode([end - 256, end, 0]), [1 - width / 2, -1 + width / 2, 1 - width / 2])
 
 
+@pytest.mark.parametrize("dtype", ["int16", "uint16", "int32", "uint32", "int64", "uint64"])
+def test_ids_of_any_whole_type_decode_alike_and_those_beyond_clip_to_minus_one(dtype: str) -> None:
+    bins, ids = ActionBins(32000), np.array([5, 31743, 31744, 31999, 32000, 32063])
+    expected = np.array([1, 1, 1, -1, -1, -1]) * 254 / 255
+    np.testing.assert_allclose(bins.decode(ids.astype(dtype)), expected, atol=1e-12)
+
+
 def test_the_tiny_tokenizer_knows_every_text() -> None:
     tokenizer = tiny_tokenizer()
     assert [tokenizer.id_of(token) for token in SPECIAL] == [0, 1, 2, 3]
@@ -220,6 +228,16 @@ def test_the_tiny_tokenizer_knows_every_text() -> None:
     assert ids
     assert all(len(SPECIAL) <= token < tokenizer.vocab_size for token in ids)
     assert load_tokenizer(TINY).encode("open the drawer") == tokenizer.encode("open the drawer")
+
+
+def test_padding_and_truncation_left_in_a_file_are_not_followed() -> None:
+    from tokenizers import Tokenizer
+
+    used = Tokenizer.from_file(str(TINY))
+    used.enable_padding(length=48, pad_id=0)
+    used.enable_truncation(3)
+    text = "open the top drawer and put the bowl inside"
+    assert JsonTokenizer(used.to_str()).encode(text) == tiny_tokenizer().encode(text)
 
 
 def test_training_the_tiny_tokenizer_is_repeatable() -> None:
