@@ -58,7 +58,27 @@ TINY_CHUNK = 8  # of the l1 head
 
 
 class OpenVLA(TorchPolicy):
-    """The policy; `head=l1` with size=tiny is a small OFT, checkpoints say themselves which head they have."""
+    """Llama-2 with DINOv2's and SigLIP's eyes that answers in action tokens or, as OFT, with a whole chunk at once.
+
+    Args:
+        suite: what it is to act in.
+        checkpoint: directory of openvla-7b* or openvla-7b-oft-* as on Hugging Face, or one of ours.
+        size: tiny makes an untrained model instead.
+        weights_seed: of the tiny model's weights.
+        head: of the tiny model, tokens (OpenVLA) or l1 (OFT); checkpoints say themselves.
+        unnorm_key: whose statistics un-normalise the actions; the suite's name when absent.
+        actions: the robot the actions are for; auto: LIBERO's where the statistics' name says so.
+        prompt: v1, or v0.1 for the first checkpoints; auto: by the language model's name.
+        mirror: mirror the pictures; auto: yes for LIBERO statistics, whose pictures were turned by 180 degrees.
+        jpeg: pictures go through JPEG first, as the training data did.
+        crop: the middle 0.9 of the area, which matches the random crops of training.
+        oft_chunk: actions per answer of an OFT checkpoint, which does not say.
+        oft_views: pictures it reads, which it does not say either.
+        device: cpu, cuda, or auto.
+        dtype: of the weights; auto: bfloat16 on a GPU, float32 on a CPU.
+        compile: compile vision and decoding; on a GPU as CUDA graphs.
+        batching: each: observations one by one, answers bit-equal whatever the batch; together: one forward pass.
+    """
 
     def __init__(
         self,

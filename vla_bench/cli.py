@@ -376,8 +376,23 @@ def _list(arguments: list[str]) -> int:
     if config.what not in listings:
         raise unknown_name("thing to list", config.what, listings)
     rows = listings[config.what](config.suite)
-    print(json.dumps(rows, indent=2) if config.json else _aligned(rows))
+    if config.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        print(_paragraphs(rows) if config.what == "policies" else _aligned(rows))
     return EXIT_DONE
+
+
+def _paragraphs(policies: Sequence[dict[str, Any]]) -> str:
+    """Each policy with what it is and takes below one another."""
+    import textwrap
+
+    lines, indent = [], 2 + max(len(row["policy"]) for row in policies)
+    for row in policies:
+        lines.append(f"{row['policy']:<{indent}}{row['about']}")
+        takes = f"--policy-args {', '.join(row['--policy-args'])}" if row["--policy-args"] else ""
+        lines += textwrap.wrap(takes, 110, initial_indent=" " * indent, subsequent_indent=" " * (indent + 14))
+    return "\n".join([*lines, "", "vla-bench run --policy NAME --suite NAME --policy-args help says more of each."])
 
 
 def _suites(_: str) -> list[dict[str, Any]]:
@@ -423,7 +438,7 @@ def _policies(_: str) -> list[dict[str, Any]]:
 
     sketches = {name: sketch_policy(name) for name in policy_names()}
     return [
-        {"policy": name, "about": sketch.about, "--policy-args": ", ".join(sketch.takes)}
+        {"policy": name, "about": sketch.about, "--policy-args": list(sketch.takes)}
         for name, sketch in sketches.items()
     ]
 

@@ -9,11 +9,12 @@ import inspect
 import io
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -158,9 +159,23 @@ def parse_arguments(
     return parsed
 
 
-def list_arguments(function: Callable[..., Any], hidden: Sequence[str]) -> str:
-    """Names, types and defaults of the arguments a user may give."""
-    return _listing(_parameters(function, hidden))
+def list_arguments(function: Callable[..., Any], hidden: Sequence[str]) -> list[str]:
+    """One line for each argument a user may give: name, type, default, and what its docstring's `Args:` says of it."""
+    known, told = _parameters(function, hidden), _told(function)
+    heads = {p.name: f"{p.name}: {_type_name(p.annotation)}{_default(p)}" for p in known.values()}
+    width = min(44, max(map(len, heads.values()), default=0))
+    return [f"  {head:<{width}}  {told.get(name, '')}".rstrip() for name, head in heads.items()] or ["  nothing"]
+
+
+def _told(function: Callable[..., Any]) -> dict[str, str]:
+    """What the docstring of the function, or of the class or its constructor, says of each argument."""
+    sources = [function, function.__init__] if isinstance(function, type) else [function]  # type: ignore[misc]
+    told: dict[str, str] = {}
+    for source in sources:
+        _, _, section = (inspect.getdoc(source) or "").partition("Args:\n")
+        for name, text in re.findall(r"^    (\w+): (.*(?:\n      .*)*)", section, re.M):
+            told[name] = " ".join(text.split())
+    return told
 
 
 def _parameters(function: Callable[..., Any], hidden: Sequence[str]) -> dict[str, inspect.Parameter]:
@@ -203,6 +218,8 @@ def _default(parameter: inspect.Parameter) -> str:
 
 
 def _type_name(annotation: object) -> str:
+    if get_origin(annotation) is Literal:
+        return " | ".join(map(str, get_args(annotation)))
     return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
 
 

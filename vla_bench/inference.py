@@ -114,8 +114,25 @@ def check_chunks(chunks: Any, asked: int, dim: int, name: str) -> list[ActionChu
         if not isinstance(chunk, ActionChunk):
             raise UsageError(f"The policy {name!r} returned a list of {_kind(chunk)}, {expected}.")
     return [
-        ActionChunk(_checked_actions(chunk.actions, dim, name), _checked_stages(chunk.stages, name)) for chunk in chunks
+        ActionChunk(
+            _checked_actions(chunk.actions, dim, name),
+            _checked_stages(chunk.stages, name),
+            _checked_attention(chunk.attention, name),
+        )
+        for chunk in chunks
     ]
+
+
+def _checked_attention(given: Any, name: str) -> Float32 | None:
+    if given is None:
+        return None
+    attention = np.asarray(given)
+    if attention.ndim != 2 or attention.dtype.kind != "f" or not np.isfinite(attention).all():
+        raise UsageError(
+            f"The policy {name!r} returned an attention of shape {attention.shape} and dtype {attention.dtype}, "
+            "expected finite float32 (H, W)."
+        )
+    return attention.astype(np.float32)
 
 
 def _checked_stages(stages: Any, name: str) -> dict[str, float]:

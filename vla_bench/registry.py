@@ -140,13 +140,13 @@ def _where(error: BaseException) -> str:
 
 
 def describe_policy_arguments(name: str) -> str:
-    """One sentence: what `--policy-args` of that policy takes."""
-    return f"--policy-args of {name}: {list_arguments(find_policy(name), _ENGINE_FILLS)}"
+    """What `--policy-args` of that policy takes, one line each."""
+    return "\n".join([f"--policy-args of {name}:", *list_arguments(find_policy(name), _ENGINE_FILLS)])
 
 
 def describe_suite_arguments(name: str) -> str:
-    """One sentence: what `--suite-args` of that suite takes."""
-    return f"--suite-args of {name}: {list_arguments(find_suite(name), _ENGINE_FILLS)}"
+    """What `--suite-args` of that suite takes, one line each."""
+    return "\n".join([f"--suite-args of {name}:", *list_arguments(find_suite(name), _ENGINE_FILLS)])
 
 
 def _checkpoint_argument(name: str, given: str | None, parameters: Mapping[str, inspect.Parameter]) -> dict[str, str]:
