@@ -148,8 +148,8 @@ class DiffusionPolicy(TorchPolicy):
         """Squared error of the predicted noise. `batch.actions` are the horizon's, from the oldest observation on, or
         the chunk's, from now on: then the first stands for those before it, as upstream pads the start of an episode.
         """
-        features = self.model.features(self._observed(batch.images, batch.state.numpy()), generator)
-        actions = torch.from_numpy(self.maps["action"].apply(self._whole(batch.actions).numpy())).to(features)
+        features = self.model.features(self._observed(batch.images, batch.state.cpu().numpy()), generator)
+        actions = torch.from_numpy(self.maps["action"].apply(self._whole(batch.actions).cpu().numpy())).to(features)
         return {"loss": diffusion_loss(self._denoise, actions, features, self.schedule, generator)}
 
     def saved_config(self) -> dict[str, Any]:

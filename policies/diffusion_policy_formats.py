@@ -373,9 +373,9 @@ def _lerobot_maps(
     maps = {}
     for name in names:
         old = _beginning(stored, f"normalize_inputs.buffer_{name.replace('.', '_')}.")
-        maps[name] = _lerobot_map(folder, name, modes.get(types[name]), pre.of(name) or old, pre.eps)
+        maps[name] = _lerobot_map(folder, name, _mode(modes, types[name]), pre.of(name) or old, pre.eps)
     old = _beginning(stored, "unnormalize_outputs.buffer_action.")
-    mode = (post.modes or modes).get("ACTION")
+    mode = _mode(post.modes or modes, "ACTION")
     return maps | {"action": _lerobot_map(folder, "action", mode, post.of("action") or old, post.eps)}
 
 
@@ -419,6 +419,11 @@ _STATISTICS = {
     "QUANTILE10": ("q10", "q90"),
     "IDENTITY": (),
 }
+
+
+def _mode(modes: Mapping[str, str], kind: str) -> str | None:
+    """What lerobot does with features of that kind: nothing where the mapping leaves it out; None without a mapping."""
+    return modes.get(kind, "IDENTITY") if modes else None
 
 
 def _lerobot_map(folder: Path, name: str, mode: str | None, statistics: Mapping[str, Tensor], eps: float) -> Affine:

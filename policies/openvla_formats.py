@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,6 +73,8 @@ class Facts:
     """open_is_one: 0 closes and 1 opens, as in OpenVLA's data; suite: as the suite has it."""
     action: ActionSpec
     state: tuple[str, ...] = ()
+    constant: tuple[bool, ...] = ()
+    """Normalised dimensions of the action that never change in the data: they are learnt as 0. Empty: none."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -85,6 +87,7 @@ class Facts:
                 "pictures": PictureChain(**given["pictures"]),
                 "action": ActionSpec(**given["action"]),
                 "state": tuple(given["state"]),
+                "constant": tuple(given.get("constant", ())),
             }
         )
 
@@ -168,7 +171,7 @@ def _hugging_face(folder: Path, config: Mapping[str, Any], wishes: Wishes) -> Lo
     return Loaded(
         sizes,
         renamed(tensors, _timm_ids(config)),
-        _facts(config, sizes, robot, wishes),
+        replace(_facts(config, sizes, robot, wishes), constant=constant(statistics["action"], sizes.action_dim)),
         load_tokenizer(folder),
         action,
         state,
@@ -309,6 +312,16 @@ def normalisation(statistics: Mapping[str, Any], what: str, source: str | Path) 
     return Affine.from_range(low, high, RANGE_EPS).where(mask)
 
 
+def constant(statistics: Mapping[str, Any], dim: int) -> tuple[bool, ...]:
+    """Which of the dimensions are normalised and have one value only; none where the extremes are not given."""
+    if not {"min", "max"} <= statistics.keys():
+        return ()
+    low, high = (np.asarray(statistics[name], np.float64) for name in ("min", "max"))
+    if not low.shape == high.shape == (dim,):
+        raise UsageError(f"The action statistics have {low.size} minima and {high.size} maxima; expected {dim} each.")
+    return tuple(((low == high) & np.asarray(statistics.get("mask", [True] * dim), bool)).tolist())
+
+
 def _same(got: int, expected: int, what: str, whose: str) -> None:
     if got != expected:
         raise UsageError(f"{what} {got} numbers, {whose} has {expected}; this checkpoint is for another robot.")
@@ -327,12 +340,13 @@ def to_suite(normalised: Float32, action: Affine, facts: Facts) -> Float32:
 
 
 def to_model(actions: Float32, action: Affine, facts: Facts) -> Float32:
-    """(..., A) of the suite -> of the model, clipped to [-1, 1] as in training."""
+    """(..., A) of the suite -> of the model, clipped to [-1, 1] and 0 where constant, as in training."""
     given = np.array(actions, np.float32)
     if facts.gripper == "open_is_one":
         opened = -given[..., -1] if facts.action.gripper == "close_positive" else given[..., -1]
         given[..., -1] = np.clip((opened + 1) / 2, 0, 1)
-    return np.clip(action.apply(given), -1, 1)
+    clipped = np.clip(action.apply(given), -1, 1)
+    return np.where(facts.constant, 0, clipped) if facts.constant else clipped
 
 
 # Words

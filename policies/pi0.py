@@ -4,7 +4,8 @@ Reads openpi's PyTorch export, lerobot's pi0 and pi05, and our own directories (
 them and how it is read); size=tiny makes an untrained model of about a million parameters.
 
 * Pictures: ours are upright. LIBERO's raw ones are upside down, and openpi and lerobot turn them by 180 degrees, which
-  is the upright picture mirrored: official checkpoints get it mirrored, others as it is (option mirror).
+  is the upright picture mirrored: official checkpoints with convention=libero get it mirrored, others as it is
+  (option mirror).
 * Views: the third-person camera, then the wrist's. openpi's third view (right_wrist_0_rgb) does not exist in LIBERO and
   is masked there; masked tokens are seen by nobody and take no position, so here they are left out: same answer, a
   third less to compute.
@@ -20,7 +21,7 @@ them and how it is read); size=tiny makes an untrained model of about a million 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -85,9 +86,10 @@ class Pi0(TorchPolicy):
         statistics: another norm_stats.json of openpi's form.
         convention: what the actions mean: libero's, or the suite's own, for a checkpoint fine-tuned on it.
         cameras: the suite's cameras in the order of the checkpoint's views, comma-separated, "-" for a missing one.
-        mirror: mirror the pictures; auto: official checkpoints yes, others as they say.
+        mirror: mirror the pictures; auto: official checkpoints of LIBERO's convention yes, ours as they say, others no.
         relative: the pose in the action is relative to the state's (openpi's pi0_libero); auto: as the checkpoint says.
-        state_in_prompt: of π0.5; auto: yes, but no for openpi's pi05_libero; padded: 32 numbers (lerobot before 0.5).
+        state_in_prompt: of π0.5; padded: with zeros, to 32 numbers unless the checkpoint says another; auto: padded for
+            those of lerobot before 0.5, no for openpi's pi05_libero, real for others.
         steps: Euler steps; 0: the checkpoint's, 10 for all that are known.
         vision_heads: of the vision tower; 0: 16 at the official width, 4 at any other.
         device: cpu, cuda, or auto.
@@ -139,6 +141,7 @@ class Pi0(TorchPolicy):
             parts = _ours(suite, Path(checkpoint), how.dtype)
         else:
             official = read_official(Path(checkpoint), asset, statistics, vision_heads)
+            _insist(official, {"relative": relative, "state_in_prompt": state_in_prompt})
             if tokenizer:
                 official = replace(official, tokenizer=Path(tokenizer))
             parts = _official(
@@ -147,14 +150,17 @@ class Pi0(TorchPolicy):
         if variant not in ("auto", parts.model.sizes.variant):
             raise UsageError(f"{checkpoint} is of {parts.model.sizes.variant}, asked for variant={variant}.")
         self.reading = _overridden(parts.reading, mirror, relative, state_in_prompt, steps)
-        if len(self.reading.relative) > min(parts.spec.action.dim, len(parts.spec.state) + 1):
+        mask = self.reading.relative
+        if len(mask) > parts.spec.action.dim or any(mask[len(parts.spec.state) :]):
             raise UsageError(
-                f"Relative actions of {len(self.reading.relative)} numbers do not fit a suite with "
+                f"Relative actions of {len(mask)} numbers do not fit a suite with "
                 f"{parts.spec.action.dim} actions and {len(parts.spec.state)} states; use --policy-args relative=no."
             )
         self.state_map, self.action_map, self.tokenizer = parts.state, parts.action, parts.tokenizer
         self._bos = _beginning(parts.tokenizer, parts.model.sizes)
-        super().__init__(replace(parts.spec, deterministic=batching == "each"), parts.model.to(how.device), how)
+        note = "; ".join(filter(None, (parts.spec.note, self.reading.about)))
+        spec = replace(parts.spec, deterministic=batching == "each", note=note)
+        super().__init__(spec, parts.model.to(how.device), how)
         self._denoise = how.compiled(parts.model.denoise)
 
     # Acting
@@ -194,12 +200,14 @@ class Pi0(TorchPolicy):
         """Token ids of the prompt, <bos> first; `state` (S,) normalised."""
         encode = self.tokenizer.encode
         if self.model.sizes.variant == "pi05" and self.reading.state_in_prompt != "no":
-            width = self.model.sizes.action_dim if self.reading.state_in_prompt == "padded" else len(state)
+            width = self.model.sizes.state_dim if self.reading.state_in_prompt == "padded" else len(state)
             ids = encode(state_prompt(instruction, np.pad(state, (0, width - len(state)))))
         elif self.reading.prompt == "openpi":
             ids = encode(cleaned(instruction)) + encode("\n")
         else:
             ids = encode(instruction if instruction.endswith("\n") else instruction + "\n")
+        if max(ids, default=0) >= self.model.sizes.vocabulary:
+            raise UsageError(f"The instruction {instruction!r} has a token that the model does not know.")
         return [self._bos, *ids][: self.reading.prompt_tokens]
 
     def _suite_actions(self, chunk: Float32, states: NDArray[Any]) -> Float32:
@@ -255,11 +263,26 @@ class Pi0(TorchPolicy):
 
 # Ways to make one
 
+SAID = {
+    "relative": "relative=arm (as openpi's pi0_libero) or relative=no",
+    "state_in_prompt": "state_in_prompt=no (as openpi's pi05_libero) or state_in_prompt=real",
+}
+"""What can be answered where a directory leaves an option open."""
+
 
 def _refuse(names: Sequence[str]) -> None:
     if names:
         raise UsageError(
             f"{', '.join(names)} is for official checkpoints; tiny models and our directories know theirs."
+        )
+
+
+def _insist(official: Official, choices: Mapping[str, str]) -> None:
+    """Raises UsageError where auto would be a guess."""
+    if official.unsaid and choices[official.unsaid] == "auto":
+        raise UsageError(
+            "Statistics from elsewhere do not tell whether the checkpoint is one of openpi's for LIBERO; say "
+            f"--policy-args {SAID[official.unsaid]}, or put its assets/<asset id> beside the weights."
         )
 
 
@@ -276,7 +299,8 @@ def _untrained(suite: Suite, variant: Variant, seed: int, dtype: torch.dtype) ->
 def _ours(suite: Suite, folder: Path, dtype: torch.dtype) -> Parts:
     stored = read_ours(folder, NAME)
     try:
-        sizes = Sizes(**stored.config["sizes"])
+        given = stored.config["sizes"]
+        sizes = Sizes(**{"state_dim": given["action_dim"], **given})  # older ones have one width for both
         reading = Reading(**{**stored.config["reading"], "relative": tuple(stored.config["reading"]["relative"])})
         action, state = ActionSpec(**stored.config["action"]), tuple(stored.config["state"])
         maps = stored.normalisation["state"], stored.normalisation["action"]
@@ -318,7 +342,7 @@ def _official(
     model = loaded(official.sizes, official.tensors, folder, dtype)
     return Parts(
         model,
-        official.reading,
+        replace(official.reading, mirror=convention == "libero"),
         truncated(official.state, len(state)),
         truncated(official.action, action.dim),
         words,
@@ -359,9 +383,10 @@ def _named(suite: Suite, names: Sequence[str]) -> tuple[Camera, ...]:
 def _spec(
     action: ActionSpec, cameras: tuple[Camera, ...], state: tuple[str, ...], sizes: Sizes, *, sha256: str, note: str
 ) -> PolicySpec:
-    if action.dim > sizes.action_dim or len(state) > sizes.action_dim:
+    if action.dim > sizes.action_dim or len(state) > sizes.state_dim:
         raise UsageError(
-            f"π0's states and actions have {sizes.action_dim} numbers at most, asked for {len(state)} and {action.dim}."
+            f"This π0 has states of {sizes.state_dim} and actions of {sizes.action_dim} numbers at most, asked for "
+            f"{len(state)} and {action.dim}."
         )
     return PolicySpec(NAME, action, cameras, state, chunk=sizes.horizon, checkpoint=sha256, note=note)
 
@@ -389,7 +414,8 @@ def _beginning(tokenizer: TextTokenizer, sizes: Sizes) -> int:
     bos = tokenizer.id_of("<bos>")
     if bos is None:
         raise UsageError("The tokenizer has no <bos>; π0 needs PaliGemma's.")
-    if tokenizer.vocab_size > sizes.vocabulary:
+    unread = tokenizer.id_of("<image>") == sizes.vocabulary  # PaliGemma's 257152, which π0's embedding leaves out
+    if tokenizer.vocab_size - unread > sizes.vocabulary:
         raise UsageError(
             f"The tokenizer has {tokenizer.vocab_size} ids, the model's embedding {sizes.vocabulary}; pass its own."
         )

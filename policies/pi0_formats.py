@@ -10,11 +10,12 @@ What they say differently, and how it is read here:
   processor files say, in `norm_map`: std + 1e-8, ranges without an epsilon. Nobody clips.
 * Prompt. openpi strips it and turns "_" and newlines into blanks; lerobot's π0 adds the final newline and does no more.
 * π0.5's state goes into the prompt, in bins; openpi's pi05_libero was trained without it (discrete_state_input off).
-  lerobot before 0.5 padded the state to 32 first, and so wrote 32 numbers: option state_in_prompt=padded.
+  lerobot before 0.5, whose preprocessor had no relative_actions_processor yet, padded the state to 32 first, and so
+  wrote 32 numbers: state_in_prompt padded.
 * Pictures. openpi resizes on the client with Pillow (antialiased, uint8), lerobot in the model (bilinear, float).
   lerobot 0.4 padded with -3 instead of -1 where a picture is not square; 0.5's way is used.
 * Actions. openpi's pi0_libero learnt actions[:6] - state[:6] (its legacy delta transform), pi05_libero did not; lerobot
-  says so in its absolute_actions_processor.
+  says so in its absolute_actions_processor. openpi's LIBERO checkpoints are told by the name of their asset.
 * Sizes are those of the tensors: lerobot's config.json says gemma_2b whatever the shapes.
 * Checkpoints of lerobot before 0.4 have no processor files; their statistics are among the weights.
 """
@@ -61,6 +62,15 @@ class Reading:
     steps: int = STEPS
     """Euler steps."""
 
+    @property
+    def about(self) -> str:
+        """What is assumed of the actions and the prompt beyond the plain case."""
+        said = {
+            "relative actions": any(self.relative),
+            "state padded in the prompt": self.state_in_prompt == "padded",
+        }
+        return ", ".join(text for text, holds in said.items() if holds)
+
 
 @dataclass(frozen=True)
 class Official:
@@ -79,7 +89,9 @@ class Official:
     action_dim: int | None
     tokenizer: Path | None
     about: str
-    """One line: what it is and what was assumed of it."""
+    """One line: what it is."""
+    unsaid: str = ""
+    """The option that nothing in the directory decides and that therefore cannot be auto."""
 
 
 def read_official(folder: Path, asset: str = "", statistics: str = "", vision_heads: int = 0) -> Official:
@@ -105,26 +117,41 @@ def _read_openpi(folder: Path, config: Mapping[str, Any], asset: str, statistics
     tensors = our_tensors(read_tensors(folder))
     sizes = sizes_of(tensors, int(config["action_horizon"]), vision_heads)
     _agree(folder, "action_dim", int(config.get("action_dim", sizes.action_dim)), sizes.action_dim)
-    file = Path(statistics) if statistics else _norm_stats(folder, asset)
-    libero = "libero" in file.parent.name
+    own = _norm_stats(folder, asset) if asset or not statistics or _assets(folder) else None
+    libero = own is not None and "libero" in own.parent.name
     old = sizes.variant == "pi0"
+    decided_by_asset = "relative" if old else "state_in_prompt"
+    file = Path(statistics) if statistics or own is None else own
     state, action = openpi_statistics(file, quantiles=not old)
     reading = Reading(
         prompt="openpi",
         state_in_prompt="no" if old or libero else "real",
         prompt_tokens=48 if old else 200,
         resize="pillow",
-        mirror=True,
         relative=ARM if old and libero else (),
     )
-    about = (
-        f"openpi {sizes.variant}, statistics {file.parent.name}, relative actions {'yes' if reading.relative else 'no'}"
+    return Official(
+        sizes=sizes,
+        tensors=tensors,
+        reading=reading,
+        state=state,
+        action=action,
+        views=("base_0_rgb", "left_wrist_0_rgb"),
+        state_dim=None,
+        action_dim=None,
+        tokenizer=None,
+        about=f"openpi {sizes.variant}, statistics {file.name if statistics else file.parent.name}",
+        unsaid="" if own else decided_by_asset,
     )
-    return Official(sizes, tensors, reading, state, action, ("base_0_rgb", "left_wrist_0_rgb"), None, None, None, about)
+
+
+def _assets(folder: Path) -> dict[str, Path]:
+    """Asset id to its statistics."""
+    return {str(f.parent.relative_to(folder / "assets")): f for f in sorted(folder.glob("assets/**/norm_stats.json"))}
 
 
 def _norm_stats(folder: Path, asset: str) -> Path:
-    files = {str(f.parent.relative_to(folder / "assets")): f for f in sorted(folder.glob("assets/**/norm_stats.json"))}
+    files = _assets(folder)
     if asset in files:
         return files[asset]
     if len(files) == 1 and not asset:
@@ -164,16 +191,16 @@ def _read_lerobot(folder: Path, config: Mapping[str, Any], statistics: str, visi
         state, action = _lerobot_statistics(folder, config, stored)
     steps = _steps(folder / "policy_preprocessor.json")
     tokens = steps.get("tokenizer_processor", {}).get("config", {})
+    old = sizes.variant == "pi0"
+    in_prompt: Literal["real", "padded"] = "real" if "relative_actions_processor" in steps else "padded"
     reading = Reading(
         prompt="lerobot",
-        state_in_prompt="no" if sizes.variant == "pi0" else "real",
-        prompt_tokens=int(tokens.get("max_length", config.get("tokenizer_max_length", 48))),
+        state_in_prompt="no" if old else in_prompt,
+        prompt_tokens=int(tokens.get("max_length", config.get("tokenizer_max_length", 48 if old else 200))),
         resize="torch",
-        mirror=True,
         relative=_lerobot_relative(folder, config),
         steps=_euler_steps(config),
     )
-    local = folder / str(tokens.get("tokenizer_name", ""))
     return Official(
         sizes=sizes,
         tensors=tensors,
@@ -183,9 +210,15 @@ def _read_lerobot(folder: Path, config: Mapping[str, Any], statistics: str, visi
         views=views_of(config),
         state_dim=_width(config, "input_features", "STATE"),
         action_dim=_width(config, "output_features", "ACTION"),
-        tokenizer=local if tokens.get("tokenizer_name") and local.is_dir() else None,
+        tokenizer=_beside(folder, str(tokens.get("tokenizer_name") or "")),
         about=f"lerobot {config['type']}",
     )
+
+
+def _beside(folder: Path, name: str) -> Path | None:
+    """The directory of that name in the folder; names of the hub and of places elsewhere are None."""
+    inside = bool(name) and not Path(name).is_absolute() and ".." not in Path(name).parts
+    return folder / name if inside and (folder / name).is_dir() else None
 
 
 def _lerobot_weights(
@@ -199,13 +232,15 @@ def _lerobot_weights(
     sizes = replace(
         by_shape,
         image=_side(folder, config, by_shape),
+        state_dim=int(config.get("max_state_dim", by_shape.state_dim)),
         min_period=float(config.get("min_period", 4e-3)),
         max_period=float(config.get("max_period", 4.0)),
     )
     if config["type"] != sizes.variant:
         raise UsageError(f"{folder / 'config.json'} says {config['type']}, but the weights are of {sizes.variant}.")
-    for name, ours in (("max_action_dim", sizes.action_dim), ("max_state_dim", sizes.action_dim)):
-        _agree(folder, name, int(config.get(name, ours)), ours)
+    _agree(folder, "max_action_dim", int(config.get("max_action_dim", sizes.action_dim)), sizes.action_dim)
+    if sizes.variant == "pi0":
+        _agree(folder, "max_state_dim", sizes.state_dim, by_shape.state_dim)
     return sizes, tensors
 
 
@@ -248,7 +283,9 @@ def _steps(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def _lerobot_relative(folder: Path, config: Mapping[str, Any]) -> tuple[bool, ...]:
-    """Mask of the action: lerobot leaves out the dimensions whose name contains an excluded joint's."""
+    """Mask of the action: lerobot leaves out the dimensions whose name contains an excluded joint's, in any case of
+    letters; those without a name are relative, so all of them where none is named.
+    """
     if (
         not _steps(folder / "policy_postprocessor.json")
         .get("absolute_actions_processor", {})
@@ -259,13 +296,10 @@ def _lerobot_relative(folder: Path, config: Mapping[str, Any]) -> tuple[bool, ..
     said = _steps(folder / "policy_preprocessor.json").get("relative_actions_processor", {}).get("config", {})
     excluded = said.get("exclude_joints", config.get("relative_exclude_joints", []))
     names = said.get("action_names") or config.get("action_feature_names")
-    if excluded and not names:
-        raise UsageError(
-            f"{folder} has relative actions without {', '.join(excluded)}, but does not name its action's dimensions "
-            "(action_names); pass --policy-args relative=arm or relative=no."
-        )
     dim = _width(config, "output_features", "ACTION") or 0
-    return tuple(not any(joint in name for joint in excluded) for name in names) if names else (True,) * dim
+    known = [str(name).lower() for name in (names or ())][:dim]
+    mask = [not any(str(joint).lower() in name for joint in excluded if joint) for name in known]
+    return (*mask, *(True,) * (dim - len(mask)))
 
 
 def _lerobot_statistics(folder: Path, config: Mapping[str, Any], stored: Mapping[str, Tensor]) -> tuple[Affine, Affine]:
@@ -365,20 +399,21 @@ class LerobotModel:
         Args:
             batch: `observation.images.*` float (B, 3, h, w) in [0, 1] (a view that is absent counts as missing),
                 `observation.language.tokens`, `observation.language.attention_mask` (B, L), and for π0
-                `observation.state`, normalised.
+                `observation.state`, normalised. Of any float dtype: all becomes float32, as in lerobot.
             noise: (B, H, 32); the batch's own `noise` when absent.
         """
-        start = batch["noise"] if noise is None else noise
+        start = (batch["noise"] if noise is None else noise).float()
+        state = batch.get(STATE)
         present = [view for view in self.views if view in batch]
         if not present:
             raise UsageError(f"The batch has none of the pictures {', '.join(self.views)}.")
         everyone = torch.ones(len(start), dtype=torch.bool)
         return self.model.sample(
-            [batch[view] for view in present],
+            [batch[view].float() for view in present],  # before resizing: half precision would round the pictures
             [everyone] * len(present),  # a missing view is masked in lerobot: no token sees it, none is displaced by it
             batch["observation.language.tokens"],
             batch["observation.language.attention_mask"],
-            batch.get(STATE),
+            None if state is None else state.float(),
             noise=start,
             steps=self.steps,
         )

@@ -47,7 +47,9 @@ class Sizes:
     variant: Variant = "pi0"
     horizon: int = 50
     action_dim: int = 32
-    """Width that states and actions are padded to with zeros."""
+    """Width that actions are padded to with zeros."""
+    state_dim: int = 32
+    """The same of states."""
     image: int = 224
     """Side of the square pictures, pixels."""
     patch: int = 14
@@ -135,7 +137,7 @@ class Pi0Model(nn.Module):
         self.action_in_proj = nn.Linear(sizes.action_dim, width)
         self.action_out_proj = nn.Linear(width, sizes.action_dim)
         if sizes.variant == "pi0":
-            self.state_proj = nn.Linear(sizes.action_dim, width)
+            self.state_proj = nn.Linear(sizes.state_dim, width)
             self.action_time_mlp_in = nn.Linear(2 * width, width)
             self.action_time_mlp_out = nn.Linear(width, width)
         else:
@@ -277,7 +279,7 @@ class Pi0Model(nn.Module):
         rotation: tuple[Tensor, Tensor],
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The prefix's keys and values with the state token's appended: it sees no action, and no time."""
-        x = self.state_proj(pad_to(state, self.sizes.action_dim))[:, None].to(bias.dtype)
+        x = self.state_proj(pad_to(state, self.sizes.state_dim))[:, None].to(bias.dtype)
         all_keys, all_values = [], []
         for index, layer in enumerate(self.expert):
             query, key, value = _project(layer.self_attn, _rms(layer.input_layernorm, x), rotation)
@@ -415,7 +417,7 @@ def sample_times(batch: int, generator: torch.Generator) -> Tensor:
 def pad_to(values: Tensor, dim: int) -> Tensor:
     """(..., up to dim) -> (..., dim), zeros at the end. Raises UsageError when there are more."""
     if values.shape[-1] > dim:
-        raise UsageError(f"The model's states and actions have {dim} numbers at most, got {values.shape[-1]}.")
+        raise UsageError(f"The model takes {dim} numbers at most, got {values.shape[-1]}.")
     return F.pad(values, (0, dim - values.shape[-1]))
 
 

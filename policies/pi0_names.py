@@ -73,7 +73,8 @@ def _renamed(name: str, table: Mapping[str, str]) -> str:
 def sizes_of(tensors: Mapping[str, Tensor], horizon: int, vision_heads: int = 0, kv_heads: int = 1) -> Sizes:
     """The sizes of a model from the shapes of its tensors (our names), whatever its config calls them.
 
-    Shapes do not tell two numbers. Key-value heads are 1 in every Gemma variant of openpi, and that gives the rest:
+    Shapes do not tell three numbers. π0.5 has no tensor as wide as its padded states, which are taken to be as wide as
+    its actions. Key-value heads are 1 in every Gemma variant of openpi, and that gives the rest:
     head_dim = rows of k, heads = rows of q / rows of k. Vision heads, where 0 is given, are 16 at So400m's width of
     1152 and 4 at any other, as in the reference cases.
 
@@ -86,10 +87,12 @@ def sizes_of(tensors: Mapping[str, Tensor], horizon: int, vision_heads: int = 0,
         vocabulary, width = shape["embedding.weight"]
         expert_width, action_dim = shape["action_in_proj.weight"]
         query, key = (shape[f"vlm.0.self_attn.{name}_proj.weight"][0] for name in "qk")
+        state_dim = shape.get("state_proj.weight", (expert_width, action_dim))[1]
         return Sizes(
             variant="pi0" if "state_proj.weight" in shape else "pi05",
             horizon=horizon,
             action_dim=action_dim,
+            state_dim=state_dim,
             image=math.isqrt(patches) * patch,
             patch=patch,
             vision_width=vision_width,

@@ -79,8 +79,8 @@ class Archive:
             order = self._member("byteorder") if f"{self._root}byteorder" in self._zip.namelist() else b"little"
         except (zipfile.BadZipFile, StopIteration) as error:
             self._damaged(error)
-        if order.decode() != sys.byteorder:
-            raise UsageError(f"{self.path} was written on a {order.decode()}-endian machine, which is not supported.")
+        if order != sys.byteorder.encode():
+            raise UsageError(f"{self.path} has its bytes in the order {order!r}, only {sys.byteorder!r} is supported.")
 
     def __enter__(self) -> Archive:
         return self

@@ -41,7 +41,10 @@ class TextTokenizer(Protocol):
 
 @dataclass(frozen=True)
 class JsonTokenizer:
-    """A tokenizer.json, the format of the `tokenizers` library."""
+    """A tokenizer.json, the format of the `tokenizers` library.
+
+    Padding and truncation in it are not followed: transformers saves what its last call asked for, as lerobot's 48.
+    """
 
     text: str
 
@@ -49,7 +52,10 @@ class JsonTokenizer:
     def _tokenizer(self) -> Any:
         from tokenizers import Tokenizer
 
-        return Tokenizer.from_str(self.text)
+        tokenizer = Tokenizer.from_str(self.text)
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
 
     @property
     def vocab_size(self) -> int:
@@ -165,4 +171,4 @@ class ActionBins:
 
     def decode(self, ids: ArrayLike) -> NDArray[np.float64]:
         """Bin centres of the same shape; ids that are no action clip to the nearest bin, as upstream."""
-        return np.asarray(self.centres[np.clip(self.end - np.asarray(ids) - 1, 0, 254)])
+        return np.asarray(self.centres[np.clip(self.end - np.asarray(ids, np.int64) - 1, 0, 254)])

@@ -32,6 +32,7 @@ from vla_bench.policies.conventions import (  # noqa: E402
     LIBERO_STATE,
 )
 from vla_bench.policies.diffusion_policy import DiffusionPolicy, _looked_back  # noqa: E402
+from vla_bench.policies.diffusion_policy_formats import read_official  # noqa: E402
 from vla_bench.policies.diffusion_policy_model import (  # noqa: E402
     DiffusionModel,
     Schedule,
@@ -164,6 +165,21 @@ def test_statistics_among_the_weights_are_read_as_before_lerobot_0_4(tmp_path: P
     save_file({**lerobot_weights("group_shared"), **old}, folder / "model.safetensors")
     then = DiffusionPolicy(where, str(folder), device="cpu", scheduler="ddim", steps=2)
     np.testing.assert_array_equal(actions_of(then, seen), actions_of(now, seen))
+
+
+def test_a_kind_of_input_that_lerobots_mapping_leaves_out_is_not_normalised(tmp_path: Path) -> None:
+    folder = lerobot_folder("group_shared", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["input_features"]["observation.environment_state"] = {"type": "ENV", "shape": [5]}
+    (folder / "config.json").write_text(json.dumps(config))
+    map_ = read_official(folder).maps["observation.environment_state"]
+    np.testing.assert_array_equal(map_.apply(np.arange(5.0)), np.arange(5.0))
+    for file in folder.glob("policy_*"):
+        file.unlink()
+    del config["normalization_mapping"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=r"normalises observation\.state by None"):
+        read_official(folder)
 
 
 def test_pictures_are_mirrored_for_lerobot_on_libero_and_where_asked(tmp_path: Path) -> None:
@@ -528,6 +544,28 @@ def test_actions_from_now_on_are_padded_in_front_with_the_first(tmp_path: Path) 
     assert a == b
     with pytest.raises(UsageError, match=r"learns from 16 actions .*, or 15 from now on; got 9"):
         policy.losses(replace(batch, actions=now[:, :9]), torch.Generator())
+
+
+class OnADevice(torch.Tensor):
+    """Numbers that numpy cannot see before `cpu()`, as those of a GPU."""
+
+    def numpy(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("can't convert a tensor of a device to numpy; use Tensor.cpu() first")
+
+    def cpu(self, *_: Any, **__: Any) -> Any:
+        return self.as_subclass(torch.Tensor)
+
+
+def test_batches_on_a_device_are_learned_from_like_others(tmp_path: Path) -> None:
+    policy, batch = learner("unet", tmp_path / "start"), demonstrations(2)
+    placed = replace(
+        batch, state=batch.state.as_subclass(OnADevice), actions=batch.actions[:, 1:].as_subclass(OnADevice)
+    )
+    losses = [
+        policy.losses(one, torch.Generator().manual_seed(0))["loss"]
+        for one in (placed, replace(batch, actions=batch.actions[:, 1:]))
+    ]
+    assert losses[0] == losses[1]
 
 
 # Rotations

@@ -382,6 +382,25 @@ def test_learnt_actions_beyond_the_quantiles_are_clipped():
     ]
 
 
+def test_what_never_changes_is_learnt_as_zero_and_answered_as_it_was(copied):
+    same = {"min": [-1, -1, 0.25, -1, -1, -1, 1], "max": [1, 1, 0.25, 1, 1, 1, 1]}
+    low, high = ([*STATISTICS["action"][key]] for key in ("q01", "q99"))
+    low[2] = high[2] = 0.25
+    action = {**STATISTICS["action"], **same, "q01": low, "q99": high}
+    write(copied / "dataset_statistics.json", {"libero_10": {**STATISTICS, "action": action}})
+    loaded = formats.read(copied, formats.Wishes("libero_10"))
+    learnt = formats.to_model(np.array([[0, 0, 0.25, 0, 0, 0, -1]], np.float32), loaded.action, loaded.facts)
+    assert learnt[0, 2] == 0, "the only value there is"
+    assert learnt[0, 6] == 1, "the gripper is masked out"
+    np.testing.assert_allclose(formats.to_suite(learnt, loaded.action, loaded.facts)[0, 2], 0.25, atol=1e-6)
+    assert formats.Facts.from_json(loaded.facts.as_json()) == loaded.facts
+    older = {name: value for name, value in loaded.facts.as_json().items() if name != "constant"}
+    assert not any(formats.Facts.from_json(older).constant)
+    write(copied / "dataset_statistics.json", {"libero_10": {**STATISTICS, "action": {**action, "max": [1, 1]}}})
+    with pytest.raises(UsageError, match="7 minima and 2 maxima"):
+        formats.read(copied, formats.Wishes("libero_10"))
+
+
 # Pictures
 
 
@@ -665,6 +684,37 @@ def test_an_oft_directory_is_recognised_by_its_head_and_reads_two_pictures_and_t
     moved = Observation(seen.images, seen.state + 0.2, seen.instruction)
     assert not np.allclose(policy.infer([moved])[0].actions, chunk.actions)
     check_compatible(policy, suite())
+
+
+def test_an_oft_directory_answers_as_its_parts_put_together_by_hand(oft):
+    policy = OpenVLA(suite(), str(oft), device="cpu")
+    near = observation()
+    seen = Observation(near.images, 3 * near.state, near.instruction)
+    (chunk,) = policy.infer([seen])
+
+    chain = images.PictureChain(42, mirror=True, jpeg=True, crop=True)
+    pictures = torch.from_numpy(np.stack([chain(seen.images[name]) for name in ("front", "wrist")]))
+    low, high = (np.array(STATISTICS["proprio"][key]) for key in ("q01", "q99"))
+    state = np.clip(2 * (seen.state - low) / (high - low + 1e-8) - 1, -1, 1)
+    assert 0 < (np.abs(state) == 1).sum() < 8, "some numbers are clipped, and not all"
+    text = "In: What action should the robot take to pick up the bowl?\nOut:"
+    ids = [1, *tiny_tokenizer().encode(text), 29871]
+    model, llama = policy.model, llama_of(policy.model)
+    with torch.no_grad():
+        patches = model.projector(model.vision_backbone(pictures)).flatten(0, 1)
+        token = model.proprio_projector(torch.tensor(state, dtype=torch.float32)[None])
+        before = joined(model, llama, ids, torch.cat([patches, token]))
+        end = llama.get_input_embeddings()(torch.tensor([[2]]))
+        embeds = torch.cat([before, torch.zeros(1, 8 * 7, HIDDEN), end], dim=1)
+        both_ways = torch.zeros(1, 1, embeds.shape[1], embeds.shape[1])
+        states = llama.model(inputs_embeds=embeds, attention_mask=both_ways)[0][0]
+        start = before.shape[1] - 1  # what stands one place before answers
+        answered = _head(model.action_head, states[start : start + 56].reshape(8, 7 * HIDDEN)).numpy()
+    low, high = (np.array(STATISTICS["action"][key]) for key in ("q01", "q99"))
+    expected = 0.5 * (answered + 1) * (high - low + 1e-8) + low
+    expected[:, 6] = -np.sign(2 * answered[:, 6] - 1)
+    np.testing.assert_allclose(chunk.actions, expected, atol=2e-5)
+    assert chunk.actions[:, :6].std() > 0.1, "the answers should depend on the sequence"
 
 
 def test_the_state_is_clipped_at_its_quantiles(oft):

@@ -252,20 +252,114 @@ def test_statistics_among_the_weights_are_read_where_there_are_no_processor_file
     np.testing.assert_allclose(official.action.invert(np.ones(7)), 1 + np.arange(7), rtol=1e-6)
 
 
-def test_relative_actions_of_lerobot_leave_the_excluded_joints_out(tmp_path):
+@pytest.mark.parametrize(
+    ("names", "excluded", "relative"),
+    [
+        (["x", "y", "z", "roll", "pitch", "yaw", "gripper"], "gripper", [1, 1, 1, 1, 1, 1, 0]),
+        (["x", "y", "z", "roll", "pitch", "yaw", "Left_Gripper.pos"], "GRIPPER", [1, 1, 1, 1, 1, 1, 0]),
+        (["gripper", "x"], "gripper", [0, 1, 1, 1, 1, 1, 1]),
+        (None, "gripper", [1, 1, 1, 1, 1, 1, 1]),
+    ],
+    ids=["usual", "any case", "the rest unnamed", "all unnamed"],
+)
+def test_relative_actions_of_lerobot_leave_the_excluded_joints_out(tmp_path, names, excluded, relative):
     folder = lerobot_folder(tmp_path / "ckpt")
-    names = ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]
     for name, kind in (("pre", "relative"), ("post", "absolute")):
         file = folder / f"policy_{name}processor.json"
         said = json.loads(file.read_text())
         step = next(s for s in said["steps"] if s["registry_name"] == f"{kind}_actions_processor")
-        step["config"] |= {"enabled": True} | ({"action_names": names} if name == "pre" else {})
+        names_too = {"action_names": names, "exclude_joints": [excluded]} if name == "pre" else {}
+        step["config"] |= {"enabled": True} | names_too
         write_json(file, said)
     (seen,) = observations()
-    relative = Pi0(suite(), str(folder)).infer([seen])[0].actions
+    whole = Pi0(suite(), str(folder)).infer([seen])[0].actions
     plain = Pi0(suite(), str(folder), relative="no").infer([seen])[0].actions
-    np.testing.assert_allclose((relative - plain)[:, :6], np.tile(seen.state[:6], (6, 1)), atol=1e-5)
-    assert np.array_equal(relative[:, 6], plain[:, 6])
+    np.testing.assert_allclose(whole - plain, np.tile(seen.state[:7] * relative, (6, 1)), atol=1e-5)
+
+
+def edit_preprocessor(folder: Path, name: str, edit) -> None:
+    """Change the steps of that name, or drop them where `edit` is None."""
+    file = folder / "policy_preprocessor.json"
+    said = json.loads(file.read_text())
+    steps = [step for step in said["steps"] if edit is not None or step["registry_name"] != name]
+    for step in steps:
+        if step["registry_name"] == name:
+            edit(step["config"])
+    write_json(file, {**said, "steps": steps})
+
+
+def test_states_may_be_wider_than_actions_and_stay_so_when_saved(tmp_path):
+    folder = lerobot_folder(tmp_path / "ckpt")
+    narrow = Pi0(suite(), str(folder)).infer(observations())[0].actions
+    tensors = load_file(folder / "model.safetensors")
+    (name,) = (name for name in tensors if name.endswith("state_proj.weight"))
+    save_file({**tensors, name: torch.nn.functional.pad(tensors[name], (0, 8))}, folder / "model.safetensors")
+    edit_json(folder / "config.json", max_state_dim=40)
+    policy = Pi0(suite(), str(folder))
+    assert (policy.model.sizes.state_dim, policy.model.sizes.action_dim) == (40, 32)
+    np.testing.assert_allclose(policy.infer(observations())[0].actions, narrow, rtol=0, atol=1e-6)
+    policy.save(tmp_path / "ours", {})
+    again = Pi0(suite(), str(tmp_path / "ours"))
+    assert np.array_equal(again.infer(observations())[0].actions, policy.infer(observations())[0].actions)
+    edit_json(folder / "config.json", max_state_dim=24)
+    with pytest.raises(UsageError, match="says max_state_dim 24, but the weights have 40"):
+        Pi0(suite(), str(folder))
+
+
+def test_padded_states_in_the_prompt_are_as_wide_as_the_config_says(tmp_path):
+    folder = lerobot_folder(tmp_path / "ckpt", "pi05")
+    (folder / "tokenizer/tokenizer.json").write_text(tiny_tokenizer().text)
+    edit_json(folder / "config.json", max_state_dim=12)
+    edit_preprocessor(folder, "tokenizer_processor", lambda said: said.update(max_length=200))
+    policy = Pi0(suite(), str(folder), state_in_prompt="padded")
+    ids = policy.prompt_ids("go", np.zeros(8, np.float32))
+    assert ids == [1, *tiny_tokenizer().encode(f"Task: go, State: {' '.join(['128'] * 12)};\nAction: ")]
+
+
+def test_directories_of_ours_from_before_states_had_a_width_of_their_own_are_read(tmp_path):
+    policy = Pi0(suite(), size="tiny")
+    policy.save(tmp_path / "ours", {})
+    sizes = json.loads((tmp_path / "ours/config.json").read_text())["sizes"]
+    del sizes["state_dim"]
+    edit_json(tmp_path / "ours/config.json", sizes=sizes)
+    again = Pi0(suite(), str(tmp_path / "ours"))
+    assert np.array_equal(again.infer(observations())[0].actions, policy.infer(observations())[0].actions)
+
+
+def test_lerobot_before_0_5_is_known_by_its_preprocessor_and_padded_the_state_of_pi05(tmp_path):
+    folder = lerobot_folder(tmp_path / "ckpt", "pi05")
+    now = Pi0(suite(), str(folder))
+    assert now.reading.state_in_prompt == "real"
+    assert "padded" not in now.spec.note
+    edit_preprocessor(folder, "relative_actions_processor", None)
+    before = Pi0(suite(), str(folder))
+    assert before.reading.state_in_prompt == "padded"
+    assert before.spec.note == "lerobot pi05; state padded in the prompt"
+    assert "padded" not in Pi0(suite(), str(folder), state_in_prompt="real").spec.note
+    old = lerobot_folder(tmp_path / "pi0")
+    edit_preprocessor(old, "relative_actions_processor", None)
+    assert Pi0(suite(), str(old)).reading.state_in_prompt == "no"
+
+
+@pytest.mark.parametrize(("variant", "length"), [("pi0", 48), ("pi05", 200)])
+def test_prompts_are_as_long_as_lerobots_defaults_where_nothing_is_said(tmp_path, variant, length):
+    folder = lerobot_folder(tmp_path / "ckpt", variant)
+    edit_preprocessor(folder, "tokenizer_processor", lambda said: said.pop("max_length"))
+    config = json.loads((folder / "config.json").read_text())
+    del config["tokenizer_max_length"]
+    write_json(folder / "config.json", config)
+    assert read_official(folder).reading.prompt_tokens == length
+
+
+@pytest.mark.parametrize("named", ["{elsewhere}", "../elsewhere", "tokenizer/../../elsewhere"])
+def test_a_tokenizer_outside_of_the_directory_is_not_read(tmp_path, named):
+    folder = lerobot_folder(tmp_path / "ckpt")
+    elsewhere = shutil.copytree(folder / "tokenizer", tmp_path / "elsewhere")
+    name = named.format(elsewhere=elsewhere)
+    edit_preprocessor(folder, "tokenizer_processor", lambda said: said.update(tokenizer_name=name))
+    with pytest.raises(UsageError, match="no tokenizer; pass PaliGemma's"):
+        Pi0(suite(), str(folder))
+    Pi0(suite(), str(folder), tokenizer=str(elsewhere))
 
 
 def test_empty_cameras_are_left_out_and_unknown_orders_must_be_said(tmp_path):
@@ -331,12 +425,36 @@ def test_openpis_libero_configs_are_recognised_by_their_statistics(tmp_path):
     assert old.reading.relative == (True,) * 6 + (False,)
     assert new.reading.relative == ()
     assert new.reading.state_in_prompt == "no"
-    assert "relative actions yes" in old.spec.note
-    assert "relative actions no" in new.spec.note
+    assert old.spec.note == "openpi pi0, statistics libero; relative actions"
+    assert new.spec.note == "openpi pi05, statistics libero"
     (seen,) = observations()
     plain = openpi(tmp_path / "old", relative="no")
     difference = old.infer([seen])[0].actions - plain.infer([seen])[0].actions
     np.testing.assert_allclose(difference, np.tile([*seen.state[:6], 0], (10, 1)), atol=1e-5)
+    assert plain.spec.note == "openpi pi0, statistics libero"
+
+
+@pytest.mark.parametrize(
+    ("variant", "option", "value"), [("pi0", "relative", "arm"), ("pi05", "state_in_prompt", "no")]
+)
+def test_statistics_from_elsewhere_do_not_hide_whether_a_checkpoint_is_openpis_for_libero(
+    tmp_path, variant, option, value
+):
+    folder = openpi_folder(tmp_path / "ckpt", variant)
+    elsewhere = tmp_path / "mine.json"
+    shutil.copy(folder / "assets/physical-intelligence/libero/norm_stats.json", elsewhere)
+    known = openpi(folder)
+    given = openpi(folder, statistics=str(elsewhere))
+    assert given.reading == known.reading
+    assert "statistics mine.json" in given.spec.note
+    (folder / "assets/physical-intelligence/libero").rename(folder / "assets/kitchen")
+    other = openpi(folder, statistics=str(elsewhere))
+    assert getattr(other.reading, option) != getattr(known.reading, option)
+    shutil.rmtree(folder / "assets")
+    with pytest.raises(UsageError, match=f"say --policy-args {option}={value} .* or {option}=") as error:
+        openpi(folder, statistics=str(elsewhere))
+    assert "\n" not in str(error.value)
+    assert openpi(folder, statistics=str(elsewhere), **{option: value}).reading == known.reading
 
 
 def test_several_statistics_must_be_chosen_from(tmp_path):
@@ -349,7 +467,9 @@ def test_several_statistics_must_be_chosen_from(tmp_path):
     assert openpi(folder, asset="trossen").reading.relative == ()
     elsewhere = tmp_path / "mine.json"
     shutil.copy(folder / "assets/trossen/norm_stats.json", elsewhere)
-    openpi(folder, statistics=str(elsewhere))
+    with pytest.raises(UsageError, match="2 sets of statistics; choose one"):
+        openpi(folder, statistics=str(elsewhere))
+    assert openpi(folder, asset="trossen", statistics=str(elsewhere)).reading.relative == ()
 
 
 # Ours
@@ -433,6 +553,10 @@ def test_pictures_are_mirrored_only_for_models_of_raw_libero_pictures(tmp_path):
     assert np.array_equal(official.infer([seen])[0].actions, upright.infer([flipped])[0].actions)
     assert not np.allclose(official.infer([seen])[0].actions, upright.infer([seen])[0].actions)
     assert not Pi0(suite(), size="tiny").reading.mirror
+    fine_tuned = openpi(folder, convention="suite")
+    assert np.array_equal(fine_tuned.infer([seen])[0].actions, upright.infer([seen])[0].actions)
+    asked = openpi(folder, convention="suite", mirror="yes")
+    assert np.array_equal(asked.infer([seen])[0].actions, official.infer([seen])[0].actions)
 
 
 @pytest.mark.parametrize(("height", "width"), [(60, 100), (101, 40), (56, 56)])
@@ -543,6 +667,7 @@ def test_arguments_that_would_be_ignored_are_refused(tmp_path):
         Pi0(suite(), size="tiny", steps=-1)
     with pytest.raises(UsageError, match="7 numbers do not fit a suite with 7 actions and 2 states"):
         Pi0(suite(state=("x", "y")), size="tiny", relative="arm")
+    Pi0(suite(state=LIBERO_STATE[:6]), size="tiny", relative="arm")
 
 
 def remove(name: str):
@@ -633,7 +758,7 @@ def test_a_checkpoint_of_liberos_actions_says_so_whatever_the_suite(tmp_path):
 
 
 def test_too_wide_a_suite_is_refused():
-    with pytest.raises(UsageError, match="32 numbers at most, asked for 40 and 7"):
+    with pytest.raises(UsageError, match="states of 32 and actions of 32 numbers at most, asked for 40 and 7"):
         Pi0(suite(state=tuple(f"s{index}" for index in range(40))), size="tiny")
 
 
@@ -649,3 +774,19 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path):
     write_json(deaf, nothing)
     with pytest.raises(UsageError, match="no <bos>"):
         Pi0(suite(), str(folder), tokenizer=str(deaf))
+
+
+def test_paligemmas_image_token_behind_the_embedding_is_accepted_and_no_instruction_may_say_it(tmp_path):
+    """Its official tokenizer has 257153 ids, `<image>` the last; π0's embedding has 257152 rows."""
+    folder = lerobot_folder(tmp_path / "ckpt")
+    said = json.loads((folder / "tokenizer/tokenizer.json").read_text())
+    taken = {*said["model"]["vocab"].values(), *(token["id"] for token in said["added_tokens"])}
+    words = said["model"]["vocab"] | {f"word{index}": index for index in range(1000) if index not in taken}
+    image = {**said["added_tokens"][0], "id": 1000, "content": "<image>"}
+    full = {**said, "added_tokens": [*said["added_tokens"], image], "model": {**said["model"], "vocab": words}}
+    write_json(tmp_path / "full.json", full)
+    policy = Pi0(suite(), str(folder), tokenizer=str(tmp_path / "full.json"))
+    assert policy.tokenizer.vocab_size == 1001
+    assert policy.infer(observations())[0].actions.shape == (6, 7)
+    with pytest.raises(UsageError, match="'look at <image>' has a token that the model does not know"):
+        policy.infer([replace(seen, instruction="look at <image>") for seen in observations()])

@@ -144,6 +144,16 @@ def test_lerobot_cases_need_not_have_all_pictures_nor_whole_patches(tmp_path):
         case.sample(batch)
 
 
+@pytest.mark.parametrize("kind", ["images", "state", "noise"])
+def test_batches_of_half_precision_become_float32_before_anything_as_in_lerobot(kind):
+    folder = DATA / "pi0_lerobot_case"
+    batch = load_file(folder / "io.safetensors")
+    half = {name: value.bfloat16() if kind in name else value for name, value in batch.items()}
+    full = {name: value.float() if kind in name else value for name, value in half.items()}
+    case = LerobotModel.load(folder)
+    assert torch.equal(case.sample(half), case.sample(full))
+
+
 def test_a_sample_that_sees_nothing_at_all_stays_finite():
     model = random_model("pi0")
     pictures, shown, tokens, mask, state, noise = inputs(model)

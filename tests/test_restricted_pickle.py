@@ -145,6 +145,8 @@ def damaged(kind: str, folder: Path) -> Path:
         archive(file, b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".")
     elif kind == "foreign bytes":
         archive(file, pickle.dumps({"cfg": 1}), byteorder=b"big")
+    elif kind == "unreadable byte order":
+        archive(file, pickle.dumps({"cfg": 1}), byteorder=b"\xff\n")
     elif kind == "foreign id":
         buffer = io.BytesIO()
         made = pickle.Pickler(buffer, protocol=2)
@@ -157,7 +159,7 @@ def damaged(kind: str, folder: Path) -> Path:
 KINDS = ("missing", "truncated", "empty", "legacy", "no pickle", "half a pickle", "endless", "foreign bytes")
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "foreign id"])
+@pytest.mark.parametrize("kind", [*KINDS, "unreadable byte order", "foreign id"])
 def test_damage_is_one_sentence(kind: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as error:
         read(damaged(kind, tmp_path))
