@@ -18,10 +18,10 @@ LIBERO_STATE = (
 CALVIN_ACTION = ActionSpec(7, "delta_pose", "euler_xyz", "close_negative", scale_m=0.02, scale_rad=0.05)
 """CALVIN's `rel_actions`: they add up on the commanded pose, and +1 opens the gripper."""
 CALVIN_STATE = (
-    *(f"end effector {axis}, m, world" for axis in "xyz"),
-    *(f"end effector Euler {axis}, rad, world" for axis in "xyz"),
-    "gripper width, m",
+    *(f"tool {axis}, m, world" for axis in "xyz"),
+    *(f"tool euler {axis} (fixed axes xyz), rad, world" for axis in "xyz"),
+    "gripper opening, m",
     *(f"arm joint {number}, rad" for number in range(1, 8)),
-    "gripper action, +1 open",
+    "last gripper action, 1 open, -1 closed",
 )
 """CALVIN's `robot_obs`."""
