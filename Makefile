@@ -16,10 +16,12 @@ $(VENV)/.installed: pyproject.toml scripts/setup.sh
 	PYTHON="$(PYTHON)" VENV="$(VENV)" sh scripts/setup.sh
 	touch $@
 
-demo: setup ## evaluate two policies on two suites and show the numbers
+demo: setup ## evaluate policies on robosuite, CALVIN and LIBERO and show the numbers
 	$(BIN)/vla-bench run --policy oracle --suite robosuite --task Lift --episodes $(DEMO_EPISODES) --overwrite --out results/demo-oracle-lift
+	$(BIN)/vla-bench run --policy oracle --suite calvin_d --episodes $(DEMO_EPISODES) --overwrite --out results/demo-oracle-calvin
 	$(BIN)/vla-bench run --policy random --suite libero_10 --task 0 --task 1 --episodes 1 --overwrite --out results/demo-random-libero_long
 	$(BIN)/vla-bench show results/demo-oracle-lift
+	$(BIN)/vla-bench show results/demo-oracle-calvin
 	$(BIN)/vla-bench show results/demo-random-libero_long
 
 test: setup ## run all tests, those that need a simulator included
