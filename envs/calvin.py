@@ -39,7 +39,7 @@ from .calvin_scene import SCENES, Scene
 from .calvin_sim import CAMERA_PX, CONTROL_HZ, State, Table
 from .calvin_starts import SETTLE_STEPS, Start, chain_start, task_start
 from .calvin_tasks import SENTENCES, TASKS, Record, check_task
-from .robosuite_core import SimulationDiverged, version
+from .robosuite_core import CHARSET, SimulationDiverged, as_dict, image_space, version
 
 Float64 = NDArray[np.float64]
 Led = Literal["head", "submodule"]
@@ -234,9 +234,9 @@ class CalvinEnv(gymnasium.Env[dict[str, Any], Float32]):
         self._last: Observation | None = None
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (ACTION.dim,), np.float32)
         self.observation_space = gymnasium.spaces.Dict(
-            images=gymnasium.spaces.Dict({camera.name: _image_space(camera) for camera in self._cameras}),
+            images=gymnasium.spaces.Dict({camera.name: image_space(camera) for camera in self._cameras}),
             state=gymnasium.spaces.Box(-np.inf, np.inf, (len(STATE),), np.float32),
-            instruction=gymnasium.spaces.Text(max_length=64, charset=_CHARSET),
+            instruction=gymnasium.spaces.Text(max_length=64, charset=CHARSET),
         )
 
     @property
@@ -327,13 +327,13 @@ class CalvinEnv(gymnasium.Env[dict[str, Any], Float32]):
             )
         trial = int(chosen["trial"]) if "trial" in chosen else int(self.np_random.integers(self.task.trials))
         observation = self.reset_trial(trial, int(chosen.get("seed", 0)))
-        return _as_dict(observation), {"trial": trial, "success": False, "subgoals_done": 0}
+        return as_dict(observation), {"trial": trial, "success": False, "subgoals_done": 0}
 
     def step(self, action: Float32) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         done = self.done
         after = self.advance(np.asarray(action)[None])
         info = {"success": after.success, "steps": self._steps, "subgoals_done": after.subgoals_done}
-        return _as_dict(after.observation), float(self.done - done), after.success, after.truncated, info
+        return as_dict(after.observation), float(self.done - done), after.success, after.truncated, info
 
     def render(self) -> Image | None:
         if self.render_mode != "rgb_array" or self._last is None:
@@ -386,16 +386,3 @@ _SCENE_FIELDS = (
     "geom_type", "geom_margin", "dof_damping", "dof_armature", "dof_frictionloss", "jnt_range",
     "cam_pos", "cam_quat", "cam_fovy", "light_pos", "light_dir",
 )  # fmt: skip
-_CHARSET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,;:!?'\"()-/"
-
-
-def _image_space(camera: Camera) -> gymnasium.spaces.Box:
-    return gymnasium.spaces.Box(0, 255, (camera.height, camera.width, 3), np.uint8)
-
-
-def _as_dict(observation: Observation) -> dict[str, Any]:
-    return {
-        "images": dict(observation.images),
-        "state": observation.state,
-        "instruction": observation.instruction,
-    }

@@ -431,9 +431,9 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], Float32]):
         self._last: Observation | None = None
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (ACTION.dim,), np.float32)
         self.observation_space = gymnasium.spaces.Dict(
-            images=gymnasium.spaces.Dict({c.name: _image_space(c) for c in self._cameras}),
+            images=gymnasium.spaces.Dict({c.name: image_space(c) for c in self._cameras}),
             state=gymnasium.spaces.Box(-np.inf, np.inf, (len(STATE),), np.float32),
-            instruction=gymnasium.spaces.Text(max_length=512, charset=_CHARSET),
+            instruction=gymnasium.spaces.Text(max_length=512, charset=CHARSET),
         )
 
     # What the engine calls
@@ -457,8 +457,9 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], Float32]):
             self._loop.step(action)
             played += 1
             success = self._judge()
-            self._remember()
             over = success or self._steps + played >= self.task.max_steps
+            if over or played == len(actions) or self._past.maxlen != 1:  # else nobody will look at this step
+                self._remember()
             self._keep(self._steps + played, over)
             if over:
                 break
@@ -516,12 +517,12 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], Float32]):
             )
         trial = int(chosen["trial"]) if "trial" in chosen else int(self.np_random.integers(self.task.trials))
         observation = self.reset_trial(trial, int(chosen.get("seed", 0)))
-        return _as_dict(observation), {"trial": trial, "success": False}
+        return as_dict(observation), {"trial": trial, "success": False}
 
     def step(self, action: Float32) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         after = self.advance(np.asarray(action)[None])
         info = {"success": after.success, "steps": self._steps}
-        return _as_dict(after.observation), float(after.success), after.success, after.truncated, info
+        return as_dict(after.observation), float(after.success), after.success, after.truncated, info
 
     def render(self) -> Image | None:
         if self.render_mode != "rgb_array" or self._last is None:
@@ -597,7 +598,7 @@ _SCENE_FIELDS = (
     "dof_frictionloss", "jnt_range", "jnt_stiffness", "actuator_gainprm", "actuator_biasprm", "actuator_ctrlrange",
     "cam_pos", "cam_quat", "cam_fovy", "light_pos", "light_dir", "light_diffuse", "site_pos", "site_size",
 )  # fmt: skip
-_CHARSET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,;:!?'\"()-/"
+CHARSET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,;:!?'\"()-/"
 
 
 def _attribute(model: Any, path: str) -> Any:
@@ -606,11 +607,13 @@ def _attribute(model: Any, path: str) -> Any:
     return model
 
 
-def _image_space(camera: Camera) -> gymnasium.spaces.Box:
+def image_space(camera: Camera) -> gymnasium.spaces.Box:
+    """The space of one camera's pictures."""
     return gymnasium.spaces.Box(0, 255, (camera.height, camera.width, 3), np.uint8)
 
 
-def _as_dict(observation: Observation) -> dict[str, Any]:
+def as_dict(observation: Observation) -> dict[str, Any]:
+    """What Gymnasium's callers get of it."""
     return {
         "images": dict(observation.images),
         "state": observation.state,
