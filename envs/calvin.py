@@ -20,11 +20,12 @@ Not obvious, each with its source (facts/calvin.md has the measurements):
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import gymnasium
 import numpy as np
@@ -32,14 +33,14 @@ from numpy.typing import NDArray
 
 from vla_bench.errors import UsageError
 from vla_bench.gl import renderer
-from vla_bench.types import ActionSpec, Camera, Float32, Frame, Image, Observation, Suite, Task, Transition
+from vla_bench.types import ActionSpec, Camera, Float32, Frame, Image, Observation, Shot, Suite, Task, Transition
 
 from .calvin_chains import CHAINS, LENGTH, SHA256
 from .calvin_scene import SCENES, Scene
 from .calvin_sim import CAMERA_PX, CONTROL_HZ, State, Table
 from .calvin_starts import SETTLE_STEPS, Start, chain_start, task_start
-from .calvin_tasks import SENTENCES, TASKS, Record, check_task
-from .robosuite_core import CHARSET, SimulationDiverged, as_dict, image_space, version
+from .calvin_tasks import COLOURS, SENTENCES, TASKS, Record, check_task
+from .robosuite_core import CHARSET, Mask, SimulationDiverged, as_dict, geoms_of, image_space, version
 
 Float64 = NDArray[np.float64]
 Led = Literal["head", "submodule"]
@@ -177,6 +178,10 @@ class MujocoTable(Table):
             if self.data.warning[kind].number:
                 raise SimulationDiverged(f"MuJoCo's state diverged ({kind.name})")
 
+    def segment_at(self, state: State, camera: str, bodies: Sequence[str]) -> Mask:
+        """Where those bodies, and what hangs on them, can be seen at that instant: (height, width), upright."""
+        return np.isin(self.geoms_seen(camera, state), geoms_of(self.model, bodies))
+
     def paint_at(self, state: State, camera: str) -> Image:
         now = self.state()
         self.set_state(state)
@@ -194,6 +199,19 @@ class MujocoTable(Table):
         digest.update(b"".join([state.physics.tobytes(), state.sampled.tobytes(), logic["target"].tobytes()]))
         digest.update(repr([value for name, value in logic.items() if name != "target"]).encode())
         return digest.hexdigest()[:16]
+
+
+class _Kept(NamedTuple):
+    """A control step of a recorded episode."""
+
+    step: int
+    table: Any
+    state: Float32
+    instruction: str
+    attended: tuple[str, ...]
+    """What the policy said it manipulates when it chose the action before."""
+    goal: tuple[str, ...]
+    """What the current task is about."""
 
 
 @dataclass
@@ -227,7 +245,8 @@ class CalvinEnv(gymnasium.Env[dict[str, Any], Float32]):
         self._start_of = start
         self._cameras = tuple(camera for camera in CAMERAS if camera.name in wanted)
         self._record_every = 0
-        self._reel: list[tuple[int, Any]] = []
+        self._reel: list[_Kept] = []
+        self.attended: tuple[str, ...] = ()
         self._past: deque[_Moment] = deque(maxlen=1)
         self._steps = 0
         self._spent = 0
@@ -264,8 +283,10 @@ class CalvinEnv(gymnasium.Env[dict[str, Any], Float32]):
             self.table.step(np.array([0, 0, 0, 0, 0, 0, start.gripper]))
         self.tasks, self.done = start.tasks, 0
         self._steps = 0
-        self._reel = [(0, self.table.state())] if self._record_every else []
+        self.attended = ()
         self._begin()
+        self._reel = []
+        self._keep(True)
         return self._observe()
 
     def advance(self, actions: Float32) -> Transition:
@@ -304,8 +325,26 @@ class CalvinEnv(gymnasium.Env[dict[str, Any], Float32]):
         self._record_every = every
 
     def film(self) -> Iterator[Frame]:
-        for step, state in self._reel:
-            yield Frame(step, {camera.name: self.table.paint_at(state, camera.name) for camera in CAMERAS})
+        for kept in self._reel:
+            yield Frame(kept.step, self._pictures(kept.table))
+
+    def shots(self) -> Iterator[Shot]:
+        if not isinstance(self.table, MujocoTable):
+            raise UsageError(
+                f"{type(self.table).__name__} cannot say where things are in a picture; collect on MuJoCo."
+            )
+        for kept, after in zip(self._reel, [*self._reel[1:], *self._reel[-1:]], strict=True):
+            attended = after.attended or kept.goal
+            yield Shot(
+                step=kept.step,
+                images=self._pictures(kept.table),
+                masks={c.name: self.table.segment_at(kept.table, c.name, attended) for c in CAMERAS},
+                attended=attended,
+                state=kept.state,
+                joints=kept.table.physics[1:8],  # time comes first
+                physics=kept.table.physics[: 1 + self.table.model.nq + self.table.model.nv],
+                instruction=kept.instruction,
+            )
 
     def fingerprint(self) -> str:
         return self.table.fingerprint()
@@ -359,7 +398,22 @@ class CalvinEnv(gymnasium.Env[dict[str, Any], Float32]):
     def _keep(self, over: bool) -> None:
         """Note the instant if it belongs in the film: every few steps, and the last one."""
         if self._record_every and (over or self._steps % self._record_every == 0):
-            self._reel.append((self._steps, self.table.state()))
+            seen = self._past[-1].state, SENTENCES[self.current_task]
+            self._reel.append(_Kept(self._steps, self.table.state(), *seen, self.attended, self._goal_bodies()))
+
+    def _goal_bodies(self) -> tuple[str, ...]:
+        """What the current task is about: the part or block that it names, else the block in or nearest to the hand."""
+        if self.current_task in _PARTS:
+            return (_PARTS[self.current_task],)
+        named = [word for word in self.current_task.split("_") if word in COLOURS]
+        return (named[0] if named else self._block_at_hand(),)
+
+    def _block_at_hand(self) -> str:
+        record, hand = self.table.record(), self.table.robot_obs()[:3]
+        return min(record.blocks, key=lambda colour: math.dist(record.blocks[colour].position, hand))
+
+    def _pictures(self, state: Any) -> dict[str, Image]:
+        return {camera.name: self.table.paint_at(state, camera.name) for camera in CAMERAS}
 
     def _remember(self) -> None:
         looks_back = (self._past.maxlen or 1) > 1
@@ -379,6 +433,18 @@ class CalvinEnv(gymnasium.Env[dict[str, Any], Float32]):
             moment.images = {camera.name: self.table.paint_at(moment.table, camera.name) for camera in self._cameras}
         return Observation(images=moment.images, state=moment.state, instruction=SENTENCES[self.current_task])
 
+
+_PARTS = {
+    "open_drawer": "drawer_link",
+    "close_drawer": "drawer_link",
+    "move_slider_left": "slide_link",
+    "move_slider_right": "slide_link",
+    "turn_on_lightbulb": "switch_link",
+    "turn_off_lightbulb": "switch_link",
+    "turn_on_led": "button_link",
+    "turn_off_led": "button_link",
+}
+"""Bodies of the tasks that move a part of the table; all others move a block."""
 
 # What decides how the table looks and moves, besides its state. Colours are left out: painting sets the lights'.
 _SCENE_FIELDS = (

@@ -234,6 +234,12 @@ class Table:
         self.model.geom_rgba[self._led_geom] = _LED_ON if logic.led else _OFF
         return self._painter.paint(qpos, camera)
 
+    def geoms_seen(self, camera: str, state: State) -> NDArray[np.int32]:
+        """(H, W) the number of the geom in each pixel of the snapshot's picture, -1 where there is none."""
+        if self._painter is None:
+            self._painter = _Painter(self._mujoco, self.model)
+        return self._painter.geoms_seen(state.physics[1 : 1 + self.model.nq], camera)
+
     # ------------------------------------------------------------------ snapshots
 
     def state(self) -> State:
@@ -479,6 +485,20 @@ class _Painter:
         self._renderers: dict[str, Any] = {}
 
     def paint(self, qpos: Float64, camera: str) -> Image:
+        image: Image = self._aimed(qpos, camera).render().copy()
+        return image
+
+    def geoms_seen(self, qpos: Float64, camera: str) -> NDArray[np.int32]:
+        renderer = self._aimed(qpos, camera)
+        renderer.enable_segmentation_rendering()
+        try:
+            number, kind = np.moveaxis(renderer.render(), -1, 0)
+        finally:
+            renderer.disable_segmentation_rendering()
+        return np.where(kind == self._mujoco.mjtObj.mjOBJ_GEOM, number, -1).astype(np.int32)
+
+    def _aimed(self, qpos: Float64, camera: str) -> Any:
+        """The camera's renderer, its scene at that configuration."""
         self._data.qpos[:] = qpos
         self._mujoco.mj_kinematics(self._model, self._data)
         self._mujoco.mj_camlight(self._model, self._data)
@@ -487,8 +507,7 @@ class _Painter:
             self._renderers[camera] = self._mujoco.Renderer(self._model, *CAMERA_PX[camera])
         renderer = self._renderers[camera]
         renderer.update_scene(self._data, camera)
-        image: Image = renderer.render().copy()
-        return image
+        return renderer
 
     def close(self) -> None:
         for renderer in self._renderers.values():

@@ -140,8 +140,30 @@ class LiberoEnv(RobosuiteEnv):
     def _start(self, trial: int, seed: int) -> None:
         del seed  # the official initial state is the whole scene
         self._origin.restore()
+        self._enter(self._initial_states[trial])
+        for _ in range(self._settle_steps):
+            self._loop.step(_SETTLE_ACTION)
+            self._judge()
+        self._check_diverged()
+
+    def start_from(self, state: Float64, fixtures: Mapping[str, tuple[Float64, Float64]]) -> None:
+        """Begin the episode anew as a published demonstration did, without settling.
+
+        `state` is its (1 + nq + nv,) [time, qpos, qvel]; `fixtures` are position and quaternion (wxyz) of its scene's
+        bodies, which every recording session drew anew. Raises UsageError for a state of another model.
+        """
+        _check_width(state[None], self.raw, self.task.name)
+        self._origin.restore()
+        model = self.raw.sim.model._model
+        for body in range(1, model.nbody):
+            if model.body(body).name in fixtures:
+                model.body_pos[body], model.body_quat[body] = fixtures[model.body(body).name]
+        self._enter(state)
+        self._set_out()
+
+    def _enter(self, state: Float64) -> None:
         raw = self.raw
-        raw.sim.set_state_from_flattened(self._initial_states[trial])
+        raw.sim.set_state_from_flattened(state)
         raw.sim.forward()
         self._judge()
         clock = SampleClock(CONTROL_HZ, raw.model_timestep)
@@ -149,10 +171,22 @@ class LiberoEnv(RobosuiteEnv):
         sample = Sample(raw)
         sample.take()
         self._begin(clock, sample)
-        for _ in range(self._settle_steps):
-            self._loop.step(_SETTLE_ACTION)
-            self._judge()
-        self._check_diverged()
+
+    def _goal_bodies(self) -> tuple[str, ...]:
+        """What the first predicate that does not hold yet is about; the last one's when all hold."""
+        goals = self.raw.parsed_problem["goal_state"]
+        goal = next((goal for goal in goals if not self.raw._eval_predicate(goal)), goals[-1])
+        return (self._body_of(goal[0], goal[1]),)
+
+    def _body_of(self, predicate: str, name: str) -> str:
+        """The object, or the part that its joint moves: a drawer, a door, a knob."""
+        raw, model = self.raw, self.raw.sim.model._model
+        site = raw.object_sites_dict.get(name)
+        joints = list(site.joints) if site is not None and site.joints else []
+        if predicate not in ("on", "in") and not joints:
+            joints = list(raw.get_object(name if site is None else site.parent_name).joints)
+        body = model.joint(joints[0]).bodyid[0] if joints else raw.obj_body_id[name]
+        return str(model.body(int(body)).name)
 
     def _judge(self) -> bool:
         success = bool(self.raw._check_success())

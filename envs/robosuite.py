@@ -13,6 +13,7 @@ Not obvious:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from vla_bench.errors import UsageError
 from vla_bench.gl import renderer
@@ -109,6 +110,21 @@ class StandardEnv(RobosuiteEnv):
         sample = Sample(self.raw)
         sample.take()
         self._begin(SampleClock(CONTROL_HZ, self.raw.model_timestep), sample)
+
+    def _goal_bodies(self) -> tuple[str, ...]:
+        raw, model = self.raw, self.raw.sim.model._model
+        return (model.body(_manipulated(raw, self.task.name)).name,)
+
+
+def _manipulated(raw: Any, task: str) -> int:
+    """Number of the body that the task is about."""
+    if task == "Door":
+        return int(raw.sim.model._model.joint(raw.door.joints[0]).bodyid[0])
+    if task.startswith("NutAssembly"):
+        return int(raw.obj_body_id[raw.nuts[raw.nut_id].name])
+    if task.startswith("PickPlace"):
+        return int(raw.obj_body_id[raw.objects[raw.object_id].name])
+    return int(raw.cube_body_id if task == "Lift" else raw.cubeA_body_id)
 
 
 def provenance() -> dict[str, str]:

@@ -37,9 +37,10 @@ from numpy.typing import NDArray
 from vla_bench.errors import MissingPackage, UsageError
 from vla_bench.geometry import axis_angle_from_quat
 from vla_bench.gl import use_backend
-from vla_bench.types import ActionSpec, Camera, Float32, Frame, Image, Observation, Task, Transition
+from vla_bench.types import ActionSpec, Camera, Float32, Frame, Image, Observation, Shot, Task, Transition
 
 Float64 = NDArray[np.float64]
+Mask = NDArray[np.bool_]  # (height, width)
 
 CONTROL_HZ = 20.0
 # OSC_POSE's output_max of robosuite/controllers/config/osc_pose.json; PandaGripper: -1 opens, +1 closes.
@@ -54,6 +55,8 @@ STATE = (
 )
 # Renderer settings of robosuite.utils.binding_utils.MjRenderContext.
 _MAX_GEOMS = 1000
+_HIDDEN_GROUP = 5  # of geoms; shown are 0 and 1
+_IN_VIEW_MARGIN_M = 0.01
 
 
 class SimulationDiverged(RuntimeError):
@@ -161,6 +164,20 @@ class Sample:
         return np.concatenate([self._eef_pos, rotation, self._finger_pos]).astype(np.float32)
 
 
+class Kept(NamedTuple):
+    """A control step of a recorded episode."""
+
+    step: int
+    still: Still
+    state: Float32
+    physics: Float64
+    """(1 + nq + nv,) time, qpos, qvel: robosuite's flattened state."""
+    attended: tuple[str, ...]
+    """What the policy said it manipulates when it chose the action before."""
+    goal: tuple[str, ...]
+    """What the task is about."""
+
+
 @dataclass
 class Moment:
     """A control step as an observation tells it; its pictures are painted when somebody looks."""
@@ -170,8 +187,23 @@ class Moment:
     images: Mapping[str, Image] | None = None
 
 
+class Window(NamedTuple):
+    """A part of a picture: tangents of the angles from the optical axis, and how far it looks."""
+
+    left: float
+    right: float
+    bottom: float
+    top: float
+    depth_m: float
+
+
 class Cameras:
-    """Pictures of a `Still`, equal to those of robosuite's own renderer."""
+    """Pictures of a `Still`, equal to those of robosuite's own renderer.
+
+    What cannot be seen is not drawn: the software renderer spends its time on vertices. Geoms out of the picture are
+    left out where nothing casts shadows or mirrors them into it, and so is the second drawing of everything for
+    mirrors that are out of the picture themselves.
+    """
 
     def __init__(self, model: Any, cameras: Sequence[Camera]) -> None:
         import mujoco
@@ -194,6 +226,9 @@ class Cameras:
         self._model = model
         self._scratch = self._mujoco.MjData(model)
         self._scene = self._mujoco.MjvScene(model, maxgeom=_MAX_GEOMS)
+        self._shadows = bool(np.any(model.light_castshadow))
+        flat = np.isin(model.geom_type, [self._mujoco.mjtGeom.mjGEOM_PLANE, self._mujoco.mjtGeom.mjGEOM_BOX])
+        self._mirrors = flat & (model.geom_matid >= 0) & (model.mat_reflectance[model.geom_matid] > 0)
 
     def adopt(self, model: Any) -> bool:
         """Paint this model from now on, unless it needs other meshes, textures or shadows in the GL context."""
@@ -206,14 +241,41 @@ class Cameras:
 
     def paint(self, still: Still, cameras: Sequence[Camera]) -> dict[str, Image]:
         """Camera name to upright RGB uint8 (height, width, 3)."""
+        with self._shown(still):
+            return {camera.name: self._picture(camera) for camera in cameras}
+
+    def segment(self, still: Still, cameras: Sequence[Camera], bodies: Sequence[str]) -> dict[str, Mask]:
+        """Camera name to (height, width): where those bodies, and what hangs on them, can be seen."""
+        geoms = geoms_of(self._model, bodies)
+        with self._shown(still):
+            return {camera.name: self._mask(camera, geoms) for camera in cameras}
+
+    @contextlib.contextmanager
+    def _shown(self, still: Still) -> Iterator[None]:
         self._context.make_current()
         self._place(still.qpos)
         now = self._model.site_rgba.copy()
         self._model.site_rgba[:] = still.site_rgba
         try:
-            return {camera.name: self._picture(camera) for camera in cameras}
+            yield
         finally:
             self._model.site_rgba[:] = now
+
+    def _mask(self, camera: Camera, geoms: Sequence[int]) -> Mask:
+        """(height, width) upright: pixels whose foremost geom is one of those. Draws them and what may hide them."""
+        flags, view = self._scene.flags, self._view(camera)
+        window = self._window_of(view.fixedcamid, geoms, camera)
+        self._fill_scene(view, self._outside(view.fixedcamid, window))
+        flags[self._mujoco.mjtRndFlag.mjRND_SEGMENT] = flags[self._mujoco.mjtRndFlag.mjRND_IDCOLOR] = 1
+        try:
+            colours = self._draw(camera).astype(np.int64)
+        finally:
+            flags[self._mujoco.mjtRndFlag.mjRND_SEGMENT] = flags[self._mujoco.mjtRndFlag.mjRND_IDCOLOR] = 0
+        wanted = np.zeros(self._scene.ngeom + 1, bool)  # MuJoCo paints what has the segment i in colour i + 1
+        for drawn in self._scene.geoms[: self._scene.ngeom]:
+            wanted[drawn.segid + 1] = drawn.objtype == self._mujoco.mjtObj.mjOBJ_GEOM and drawn.objid in geoms
+        mask: Mask = wanted[colours @ [1, 256, 65536]]
+        return mask
 
     def _place(self, qpos: Float64) -> None:
         """The parts of `mj_fwdPosition` that a picture can show; contacts are not drawn."""
@@ -224,21 +286,89 @@ class Cameras:
         self._mujoco.mj_tendon(self._model, self._scratch)
 
     def _picture(self, camera: Camera) -> Image:
-        mujoco = self._mujoco
-        view = mujoco.MjvCamera()
-        view.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        view.fixedcamid = mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_CAMERA, camera.name)
-        mujoco.mjv_updateScene(
-            self._model, self._scratch, self._options, self._perturb, view, mujoco.mjtCatBit.mjCAT_ALL, self._scene
-        )
-        area = mujoco.MjrRect(0, 0, camera.width, camera.height)
-        mujoco.mjr_render(area, self._scene, self._renderer)
+        view = self._view(camera)
+        unseen = self._outside(view.fixedcamid, self._frustum(view.fixedcamid, camera))
+        mirrored = bool(np.any(self._mirrors & ~unseen))
+        self._fill_scene(view, unseen if not self._shadows and not mirrored else np.zeros_like(unseen))
+        self._scene.flags[self._mujoco.mjtRndFlag.mjRND_REFLECTION] = mirrored
+        return self._draw(camera)
+
+    def _view(self, camera: Camera) -> Any:
+        view = self._mujoco.MjvCamera()
+        view.type = self._mujoco.mjtCamera.mjCAMERA_FIXED
+        view.fixedcamid = self._mujoco.mj_name2id(self._model, self._mujoco.mjtObj.mjOBJ_CAMERA, camera.name)
+        return view
+
+    def _fill_scene(self, view: Any, left_out: NDArray[np.bool_]) -> None:
+        """Everything that camera may see, without the geoms (ngeom,) that are left out."""
+        mujoco, groups = self._mujoco, self._model.geom_group
+        before = groups.copy()
+        groups[left_out] = _HIDDEN_GROUP
+        try:
+            mujoco.mjv_updateScene(
+                self._model, self._scratch, self._options, self._perturb, view, mujoco.mjtCatBit.mjCAT_ALL, self._scene
+            )
+        finally:
+            groups[:] = before
+
+    def _draw(self, camera: Camera) -> Image:
+        """The scene as the camera sees it, upright."""
+        area = self._mujoco.MjrRect(0, 0, camera.width, camera.height)
+        self._mujoco.mjr_render(area, self._scene, self._renderer)
         picture = np.empty((camera.height, camera.width, 3), dtype=np.uint8)
-        mujoco.mjr_readPixels(picture, None, area, self._renderer)
+        self._mujoco.mjr_readPixels(picture, None, area, self._renderer)
         return np.ascontiguousarray(picture[::-1])  # OpenGL's row 0 is the bottom
+
+    # What is where in the picture
+
+    def _seen_from(self, number: int) -> tuple[Float64, Float64, Float64]:
+        """Right of, above and in front of the camera: metres, (ngeom,) each."""
+        data = self._scratch
+        right, up, back = ((data.geom_xpos - data.cam_xpos[number]) @ data.cam_xmat[number].reshape(3, 3)).T
+        return right, up, -back
+
+    def _frustum(self, number: int, camera: Camera) -> Window:
+        top = float(np.tan(np.radians(self._model.cam_fovy[number]) / 2))
+        right = top * camera.width / camera.height
+        return Window(-right, right, -top, top, np.inf)
+
+    def _window_of(self, number: int, geoms: Sequence[int], camera: Camera) -> Window:
+        """The smallest part of the picture that holds the bounding spheres of those geoms."""
+        frustum = self._frustum(number, camera)
+        right, up, front = (values[geoms] for values in self._seen_from(number))
+        radius = self._model.geom_rbound[geoms] + _IN_VIEW_MARGIN_M
+        if len(geoms) == 0 or np.any(self._model.geom_rbound[geoms] == 0) or np.any(front < 2 * radius):
+            return frustum
+        bounds = []
+        for aside in (right, up):
+            angle, half = np.arctan2(aside, front), np.arcsin(radius / np.hypot(aside, front))
+            bounds += [float(np.tan(angle - half).min()), float(np.tan(angle + half).max())]
+        left, right_, bottom, top = bounds
+        return Window(left, right_, bottom, top, float((front + radius).max()))
+
+    def _outside(self, number: int, window: Window) -> NDArray[np.bool_]:
+        """(ngeom,) whether the geom's bounding sphere lies outside the window. Planes have none, so they never do."""
+        right, up, front = self._seen_from(number)
+        radius = self._model.geom_rbound + _IN_VIEW_MARGIN_M
+        outside = (front < -radius) | (front - radius > window.depth_m)
+        for aside, low, high in ((right, window.left, window.right), (up, window.bottom, window.top)):
+            outside |= (aside - high * front > radius * np.hypot(1, high)) | (
+                low * front - aside > radius * np.hypot(1, low)
+            )
+        unseen: NDArray[np.bool_] = outside & (self._model.geom_rbound > 0)
+        return unseen
 
     def close(self) -> None:
         self._free()
+
+
+def geoms_of(model: Any, bodies: Sequence[str]) -> list[int]:
+    """Numbers of the geoms of those bodies and of all that hangs on them."""
+    members = {model.body(name).id for name in bodies}
+    for body in range(1, model.nbody):  # MuJoCo numbers parents before children
+        if model.body_parentid[body] in members:
+            members.add(body)
+    return [geom for geom, body in enumerate(model.geom_bodyid.tolist()) if body in members]
 
 
 def _free(context: Any, renderer: Any) -> None:
@@ -409,7 +539,8 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], Float32]):
     every control step. Truncation: `task.max_steps`. `reset(options={"trial": k, "seed": s})` picks the initial state;
     without a trial one is drawn from the environment's own generator.
 
-    Subclasses say how a trial starts (`_start`) and may add to what happens after each control step (`_judge`).
+    Subclasses say how a trial starts (`_start`), what the task is about (`_goal_bodies`) and may add to what happens
+    after each control step (`_judge`).
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012 Gymnasium's own convention
@@ -424,7 +555,8 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], Float32]):
         self._all_cameras = tuple(cameras)
         self._cameras = tuple(camera for camera in cameras if camera.name in wanted)
         self._record_every = 0
-        self._reel: list[tuple[int, Still]] = []
+        self._reel: list[Kept] = []
+        self.attended: tuple[str, ...] = ()
         self._past: deque[Moment] = deque(maxlen=1)
         self._painter: Cameras | None = None
         self._steps = 0
@@ -441,11 +573,8 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], Float32]):
     def reset_trial(self, trial: int, seed: int) -> Observation:
         if not 0 <= trial < self.task.trials:
             raise UsageError(f"{self.task.name} has trials 0 to {self.task.trials - 1}, got {trial}.")
-        self._steps = 0
         self._start(trial, seed)
-        self._reel = [(0, self._sample.still.copy())]
-        self._past.clear()
-        self._remember()
+        self._set_out()
         return self._observe()
 
     def advance(self, actions: Float32) -> Transition:
@@ -485,8 +614,25 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], Float32]):
         self._record_every = every
 
     def film(self) -> Iterator[Frame]:
-        for step, still in self._reel:
-            yield Frame(step, self._paint(still, self._all_cameras))
+        for kept in self._reel:
+            yield Frame(kept.step, self._paint(kept.still, self._all_cameras))
+
+    def shots(self) -> Iterator[Shot]:
+        arm = 1 + self.raw.robots[0]._ref_joint_pos_indexes[0]  # time comes first
+        for kept, after in zip(self._reel, [*self._reel[1:], *self._reel[-1:]], strict=True):
+            attended = after.attended or kept.goal
+            images = self._paint(kept.still, self._all_cameras)
+            assert self._painter is not None
+            yield Shot(
+                step=kept.step,
+                images=images,
+                masks=self._painter.segment(kept.still, self._all_cameras, attended),
+                attended=attended,
+                state=kept.state,
+                joints=kept.physics[arm : arm + 7],
+                physics=kept.physics,
+                instruction=self.instruction,
+            )
 
     def fingerprint(self) -> str:
         """16 hex digits of SHA-256 over geometry, masses, fixture poses and the integration state."""
@@ -539,7 +685,20 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], Float32]):
         """Whether the task is done now; called once after every control step."""
         return bool(self.raw._check_success())
 
+    def _goal_bodies(self) -> tuple[str, ...]:
+        """The simulator's names of the bodies to be manipulated, as far as the task alone can tell."""
+        raise NotImplementedError
+
     # Parts
+
+    def _set_out(self) -> None:
+        """The episode begins in the state that the simulator has now."""
+        self._steps = 0
+        self.attended = ()
+        self._past.clear()
+        self._remember()
+        self._reel = []
+        self._keep(0, True)
 
     def _begin(self, clock: SampleClock, sample: Sample) -> None:
         if self._painter is not None and not self._painter.adopt(self.raw.sim.model._model):
@@ -552,7 +711,9 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], Float32]):
     def _keep(self, step: int, over: bool) -> None:
         """Note the instant if it belongs in the film: every few steps, and the last one."""
         if self._record_every and (over or step % self._record_every == 0):
-            self._reel.append((step, self._sample.still.copy()))
+            data, now = self.raw.sim.data._data, self._past[-1]
+            physics = np.concatenate([[data.time], data.qpos, data.qvel])
+            self._reel.append(Kept(step, now.still, now.state, physics, self.attended, self._goal_bodies()))
 
     def _remember(self) -> None:
         self._past.append(Moment(self._sample.still.copy(), self._sample.state()))

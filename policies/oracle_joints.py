@@ -140,6 +140,7 @@ def _stalled(left: Sequence[float]) -> bool:
 
 def plan_motions(scene: Scene, ways: Sequence[Sequence[Motion]], shut: bool = False) -> Callable[[], Actions]:
     """A program that goes one of the ways to its end in imagination; if none does, the one that got farthest."""
+    scene.attend(ways[0][-1].joint.part)
     best: Callable[[], Actions] = functools.partial(back_off, scene, 0.1 * UP)
     least, patience = np.inf, scene.steps_imagined + _MOST_IMAGINED
     for motions in ways:

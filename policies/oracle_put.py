@@ -43,6 +43,7 @@ class Put:
 
 def plan_put(scene: Scene, put: Put) -> Callable[[], Actions]:
     """A program that fulfils the wish in imagination; if none does, the one that got farthest."""
+    scene.attend(put.thing)
     fallback: Callable[[], Actions] | None = None
     patience = scene.steps_imagined + MOST_STEPS
     for grasp, placements in _fitting(scene, put):
@@ -70,6 +71,7 @@ def plan_put(scene: Scene, put: Put) -> Callable[[], Actions]:
 
 def plan_pick(scene: Scene, thing: Thing) -> Callable[[], Actions]:
     """A program that has the thing in the hand, off its support, in imagination; the last one tried if none has."""
+    scene.attend(thing)
     rotations = hand_rotations(scene.home.rotation, scene.outwards(thing.pose.position), (0.0, 0.35))
     program: Callable[[], Actions] = functools.partial(still, scene, OPEN, 10)
     for grasp in itertools.islice(grasps(scene, thing, rotations), MOST_GRASPS):

@@ -66,6 +66,10 @@ class Scene:
     def thing(self, body: int) -> Thing:
         return Thing(self, body)
 
+    def attend(self, thing: Thing) -> None:
+        """Say that this is what is manipulated from now on: the gaze region of recorded demonstrations."""
+        self.env.attended = (self.model.body(thing.body).name,)
+
     def solved(self) -> bool:
         return bool(self.raw._check_success())
 

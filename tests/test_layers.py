@@ -14,7 +14,8 @@ LAYERS = (
     {"types", "errors"},
     {"config", "geometry", "registry", "chunking", "store", "provenance", "stats", "gl", "video", "published"}
     | {f"stats_{topic}" for topic in ("anytime", "chains", "many", "paired", "planning", "tasks", "unpaired")},
-    {"rollout", "chains", "tables", "gym"},
+    {"rollout", "chains", "tables", "gym", "recording"},
+    {"demonstrations", "dataset_hdf5", "dataset_lerobot", "recorded"},
     {"inference", "pool", "runner", "plots", "sections"},
     {
         "report",
@@ -28,6 +29,11 @@ LAYERS = (
         "ci",
         "duel",
         "doctor",
+        "collect",
+        "probe",
+        "probe_inputs",
+        "sights",
+        "examine",
     },
     {"cli", "pytest_plugin"},
     {"__init__", "__main__"},
@@ -37,11 +43,11 @@ RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 ADAPTERS = ("envs", "policies")
 FOR_ADAPTERS = {"types", "errors", "geometry", "images", "stats", "chunking", "gl"}
 """Nouns and pure helpers."""
-EXCEPTIONS = {("policies/replay.py", "store")}
-"""Replay plays the actions of a stored run."""
+EXCEPTIONS = {("policies/replay.py", "recorded"), ("policies/noisy.py", "registry")}
+"""Replay plays the actions of stored episodes; noise is put on the actions of any other policy."""
 MODELS = {"torch", "torchvision", "transformers", "diffusers", "safetensors", "tokenizers"}
-HEAVY = {"robosuite", "libero", "mujoco", "matplotlib", "pandas"} | MODELS
-WITHOUT_A_MODEL = {"__init__", "baselines", "oracle", "replay"}
+HEAVY = {"robosuite", "libero", "mujoco", "matplotlib", "pandas", "h5py", "pyarrow"} | MODELS
+WITHOUT_A_MODEL = {"__init__", "baselines", "oracle", "replay", "noisy"}
 """Policies that run where no torch is installed. The others are classes of modules, and no model waits to be defined;
 `vla-bench list policies` reads what they say of themselves without importing them."""
 
@@ -184,7 +190,7 @@ def test_a_violation_would_be_found(path, source, complaint):
         ("vla_bench/registry.py", "SUITES = {'robosuite': 'vla_bench.envs.robosuite:suite'}"),
         ("envs/x.py", "from .robosuite import base\nfrom ..geometry import pose\nimport scipy"),
         ("envs/x.py", "from vla_bench.envs.robosuite_core import Core\nfrom vla_bench import gl"),
-        ("policies/replay.py", "from vla_bench.store import read_actions"),
+        ("policies/replay.py", "from vla_bench.recorded import read_recorded"),
         ("policies/oracle.py", "async def f():\n    import torch"),
         ("policies/x.py", "import torch"),
     ],

@@ -30,6 +30,8 @@ from vla_bench.errors import (
 from vla_bench.types import EpisodeResult
 
 if TYPE_CHECKING:
+    from vla_bench.config import RunConfig
+    from vla_bench.doctor import Check
     from vla_bench.runner import Outcome
 
 T = TypeVar("T")
@@ -45,9 +47,10 @@ Find out how good a vision-language-action policy is, on your own machine.
   check        is a run as good as the baseline? for CI
   leaderboard  all runs of a folder: one table per suite and protocol, letters for ranks
   report       a web page with tables, figures and films of runs
+  collect      demonstrations by the scripted expert, as LeRobotDataset and HDF5
   convert      an official checkpoint to a directory of ours, proved to answer the same
   list         suites, tasks of a suite, policies
-  doctor       what this machine can run, and what to type where it cannot
+  doctor       what this machine can run, and what to type where it cannot; which fault a policy's adapter has
 
   vla-bench run --policy random --suite libero_long --task 0 --episodes 2
   vla-bench COMMAND --help tells the rest.
@@ -144,10 +147,40 @@ class ListConfig:
 
 @dataclass(frozen=True)
 class DoctorConfig:
-    """Check this machine: GL backends, packages, versions, disk; print fixes."""
+    """Check this machine: GL backends, packages, versions, disk; print fixes.
 
+    With --policy and --suite: check that policy's adapter. It is shown what an expert saw, never acts, and its answers
+    are held against the expert's: gripper sign, pictures upside down or mirrored, orientation and quaternion order,
+    axes and frames, un-normalisation, length and order of chunks, NaN, repeatability, batches, ignored inputs.
+    Exit code 0: no fault found, 1: a fault.
+    """
+
+    policy: str | None = None
+    """The policy to examine: a name from `vla-bench list policies`, or an import path module:Class."""
+    suite: str | None = None
+    """The suite whose expert it is held against."""
+    task: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Only this task, by name or index; may be given again. Three tasks of the suite when absent."""
+    checkpoint: str | None = None
+    """Where the policy's weights are."""
+    policy_args: tuple[str, ...] = ()
+    """name=value ... for the policy's constructor."""
+    suite_args: tuple[str, ...] = ()
+    """name=value ... for the suite."""
+    recording: str | None = None
+    """The expert's actions: a file of `vla-bench run --record-actions`. The suite's oracle when absent."""
+    episodes: int = 8
+    """Expert episodes to go along."""
     json: bool = False
     """Print as JSON."""
+
+    def __post_init__(self) -> None:
+        if (self.policy is None) != (self.suite is None):
+            raise UsageError(
+                "vla-bench doctor examines a policy with both --policy and --suite, the machine with neither."
+            )
+        if self.episodes < 1:
+            raise UsageError(f"--episodes should be at least 1, got {self.episodes}.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -178,6 +211,7 @@ def _dispatch(arguments: list[str]) -> int:
         "check": _check,
         "leaderboard": _leaderboard,
         "report": _report,
+        "collect": _collect,
         "convert": _convert,
         "list": _list,
         "doctor": _doctor,
@@ -211,7 +245,21 @@ def _run(arguments: list[str]) -> int:
         print(f"vla-bench: {note}", file=sys.stderr)
     if outcome.judged or outcome.broken:
         _print_run(str(outcome.path), config.json)
+    if outcome.judged and config.policy == "replay":
+        _print_replay(config, outcome)
     return _ending(outcome)
+
+
+def _print_replay(config: RunConfig, outcome: Outcome) -> None:
+    """How the replayed episodes ended, beside how they had ended when they were recorded."""
+    from vla_bench.recorded import read_recorded
+    from vla_bench.recording import compare_outcomes
+    from vla_bench.registry import make_suite
+    from vla_bench.store import read_episodes
+
+    recorded = read_recorded(str(config.checkpoint), make_suite(config.suite, config.suite_args))
+    if said := compare_outcomes(read_episodes(outcome.path), recorded):
+        print(f"vla-bench: {said}", file=sys.stderr)
 
 
 def _ending(outcome: Outcome) -> int:
@@ -353,6 +401,26 @@ def _report(arguments: list[str]) -> int:
     return EXIT_DONE
 
 
+def _collect(arguments: list[str]) -> int:
+    from vla_bench.collect import CollectConfig, collect
+
+    config = _parse(CollectConfig, "collect", arguments)
+    if "help" in config.suite_args:
+        return _arguments_help("noisy", config.suite)
+    with _Progress() as progress:
+        collected = collect(config, progress)
+    for note in (note for outcome in collected.outcomes for note in outcome.notes):
+        print(f"vla-bench: {note}", file=sys.stderr)
+    if code := _ending(collected.outcomes[-1]):
+        return code
+    if not collected.kept:
+        print(f"vla-bench: none of the {collected.played} episodes succeeded; nothing is written.", file=sys.stderr)
+        return EXIT_BROKEN
+    print(f"{collected.kept} of {collected.played} episodes succeeded: {collected.frames} frames in")
+    print("\n".join(f"  {path}" for path in collected.written))
+    return EXIT_DONE
+
+
 def _convert(arguments: list[str]) -> int:
     from vla_bench.convert import ConvertConfig, convert
 
@@ -447,9 +515,17 @@ def _doctor(arguments: list[str]) -> int:
     from vla_bench import doctor
 
     config = _parse(DoctorConfig, "doctor", arguments)
-    checks = doctor.diagnose()
+    checks = doctor.diagnose() if config.policy is None else _examine(config)
     print(doctor.to_json(checks) if config.json else doctor.render_text(checks))
     return doctor.exit_code(checks)
+
+
+def _examine(config: DoctorConfig) -> list[Check]:
+    from vla_bench.examine import Examination, examine
+
+    fields = dataclasses.asdict(config)
+    del fields["json"]
+    return examine(Examination(**fields))
 
 
 # Parsing

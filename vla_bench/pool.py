@@ -30,7 +30,7 @@ from vla_bench.chunking import Chunking
 from vla_bench.errors import PolicyFailure, UsageError
 from vla_bench.inference import LocalPolicy
 from vla_bench.registry import make_policy, make_suite
-from vla_bench.rollout import Actor, Answer, Filming, Rollout, Stage, attach, broken
+from vla_bench.rollout import Actor, Answer, Filming, Keeper, Rollout, Stage, attach, broken
 from vla_bench.types import Camera, Episode, Image, Observation
 
 Memory = ctypes.Array[ctypes.c_ubyte]
@@ -49,6 +49,7 @@ class WorkerSetup:
     slot: int
     privileged: tuple[str, str | None, tuple[str, ...], float | None] | None
     """Policy name, checkpoint, arguments and timeout of a policy that must run beside the simulator."""
+    keeper: Keeper | None = None
 
 
 class Begin(NamedTuple):
@@ -150,11 +151,12 @@ def _open_stage(pipe: Connection, setup: WorkerSetup, desk: Desk) -> Stage:
     cameras = [camera.name for camera in setup.cameras]
     if setup.privileged is None:
         actor = Actor(PipePolicy(pipe, desk, setup.slot), setup.chunking)
-        return Stage(suite, cameras, actor, filming=setup.filming, history=setup.history)
+        return Stage(suite, cameras, actor, filming=setup.filming, history=setup.history, keeper=setup.keeper)
     name, checkpoint, arguments, timeout_s = setup.privileged
     policy = make_policy(name, suite, checkpoint, arguments)
     actor = Actor(LocalPolicy(policy, timeout_s), setup.chunking)
-    return Stage(suite, cameras, actor, attach(policy), filming=setup.filming, history=setup.history)
+    watch = attach(policy)
+    return Stage(suite, cameras, actor, watch, filming=setup.filming, history=setup.history, keeper=setup.keeper)
 
 
 class Worker:

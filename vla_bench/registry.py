@@ -37,6 +37,7 @@ POLICIES: Mapping[str, str] = {
     "random": "vla_bench.policies.baselines:Random",
     "replay": "vla_bench.policies.replay:Replay",
     "oracle": "vla_bench.policies.oracle:Oracle",
+    "noisy": "vla_bench.policies.noisy:Noisy",
     "pi0": "vla_bench.policies.pi0:Pi0",
     "reconvla": "vla_bench.policies.reconvla:ReconVLA",
     "openvla": "vla_bench.policies.openvla:OpenVLA",

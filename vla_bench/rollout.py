@@ -217,6 +217,12 @@ class Filming:
         return self.mode == "all" or (self.mode == "failures" and result.success is False)
 
 
+class Keeper(Protocol):
+    """What is kept of an episode besides its row, from the environment that just played it. Crosses processes."""
+
+    def keep(self, env: Env, rollout: Rollout) -> None: ...
+
+
 class Stage:
     """One process's built scene, kept between the trials of a task, and the actor on it.
 
@@ -232,6 +238,7 @@ class Stage:
         *,
         filming: Filming = Filming(),
         history: int = 1,
+        keeper: Keeper | None = None,
     ) -> None:
         self._suite = suite
         self._cameras = cameras
@@ -239,6 +246,7 @@ class Stage:
         self._watch = watch
         self._filming = filming
         self._history = history
+        self._keeper = keeper
         self.interrupted = False
         """Ctrl-C came while a film was painted."""
         self._task = ""
@@ -253,6 +261,8 @@ class Stage:
         try:
             env = self._scene(episode.task)
             rollout = run_episode(env, self._actor, episode, self._suite.control_hz, started)
+            if self._keeper is not None:
+                self._keeper.keep(env, rollout)
         except (UsageError, PolicyFailure):
             raise
         except Exception as error:
@@ -288,7 +298,8 @@ class Stage:
             self._env = self._suite.make_env(self._suite.task(task), self._cameras)
             if self._history > 1:
                 self._env.look_back(self._history)
-            self._env.record(0 if self._filming.mode == "none" else EVERY)
+            filmed = 0 if self._filming.mode == "none" else EVERY
+            self._env.record(filmed if self._keeper is None else 1)
             self._task = task
         if self._watch is not None:
             self._watch(self._env)

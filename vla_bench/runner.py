@@ -17,7 +17,7 @@ from vla_bench.inference import LocalPolicy, check_compatible
 from vla_bench.pool import Pool, WorkerSetup, worker_count
 from vla_bench.provenance import content_hash, gather
 from vla_bench.registry import make_policy, make_suite, source_hash
-from vla_bench.rollout import Actor, Filming, Rollout, Stage, attach
+from vla_bench.rollout import Actor, Filming, Keeper, Rollout, Stage, attach
 from vla_bench.store import RunInfo, RunStore, record_actions
 from vla_bench.types import Episode, EpisodeResult, Policy, Suite, Task
 
@@ -119,6 +119,7 @@ class Job(NamedTuple):
     info: RunInfo
     episodes: list[Episode]
     workers: int
+    keeper: Keeper | None = None
 
 
 def prepare(config: RunConfig) -> Job:
@@ -148,13 +149,15 @@ def _weights(policy: Policy) -> list[str]:
     return [f"{policy.spec.name}: {policy.spec.note}."] if policy.spec.note else []
 
 
-def run(config: RunConfig, watcher: Watcher | None = None) -> Outcome:
+def run(config: RunConfig, watcher: Watcher | None = None, keeper: Keeper | None = None) -> Outcome:
     """Play what is not yet stored of the run, and say how it ended. Ctrl-C ends it early, losing nothing.
+
+    The keeper sees every episode that is played before its row is stored.
 
     Raises UsageError for what the user can mend.
     """
     watcher = watcher or Silent()
-    job = prepare(config)
+    job = prepare(config)._replace(keeper=keeper)
     with RunStore.open(config.path(), job.info, config.overwrite) as store:
         todo = [episode for episode in job.episodes if episode not in store.done()]
         notes = [*_weights(job.policy), *store.notes, *_not_again(job, todo)]
@@ -233,7 +236,15 @@ def _serial(job: Job, todo: Sequence[Episode]) -> Generator[Rollout]:
     cameras = [camera.name for camera in policy.spec.cameras]
     actor = Actor(job.answers, config.make_chunking())
     filming = Filming(config.video, config.path())
-    stage = Stage(job.suite, cameras, actor, attach(policy), filming=filming, history=policy.spec.history)
+    stage = Stage(
+        job.suite,
+        cameras,
+        actor,
+        attach(policy),
+        filming=filming,
+        history=policy.spec.history,
+        keeper=job.keeper,
+    )
     try:
         for episode in todo:
             yield _attempted(stage, episode)
@@ -266,6 +277,7 @@ def _pooled(job: Job, todo: Sequence[Episode]) -> Generator[Rollout]:
             filming=Filming(config.video, config.path()),
             slot=slot,
             privileged=recipe if policy.spec.privileged else None,
+            keeper=job.keeper,
         )
         for slot in range(job.workers)
     ]

@@ -186,6 +186,37 @@ class Frame(NamedTuple):
     """All cameras of the suite."""
 
 
+class Shot(NamedTuple):
+    """One control step of a recorded episode, as data sets keep it: everything before the step's action."""
+
+    step: int
+    """Control steps executed so far, settling excluded."""
+    images: Mapping[str, Image]
+    """All cameras of the suite."""
+    masks: Mapping[str, NDArray[np.bool_]]
+    """Camera name to (height, width): the pixels of what is being manipulated."""
+    attended: tuple[str, ...]
+    """The simulator's names of the bodies that are being manipulated."""
+    state: Float32
+    """(S,) as `Observation.state`."""
+    joints: NDArray[np.float64]
+    """(7,) rad, the arm's."""
+    physics: NDArray[np.float64]
+    """(1 + nq + nv,) time, positions and velocities of the simulator."""
+    instruction: str
+
+
+@runtime_checkable
+class Recorder(Protocol):
+    """An environment whose episodes can become data."""
+
+    attended: tuple[str, ...]
+    """Bodies that a privileged policy says it manipulates from now on; while empty, those the task is about count."""
+
+    def shots(self) -> Iterator[Shot]:
+        """Every recorded control step of the episode just played (`record(1)`), painted now, the last one included."""
+
+
 @runtime_checkable
 class Env(Protocol):
     """A `gymnasium.Env` of one task that can also play a whole chunk and render once."""
