@@ -711,9 +711,10 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], Float32]):
     def _keep(self, step: int, over: bool) -> None:
         """Note the instant if it belongs in the film: every few steps, and the last one."""
         if self._record_every and (over or step % self._record_every == 0):
-            data, now = self.raw.sim.data._data, self._past[-1]
+            data, now = self.raw.sim.data._data, self._sample
             physics = np.concatenate([[data.time], data.qpos, data.qvel])
-            self._reel.append(Kept(step, now.still, now.state, physics, self.attended, self._goal_bodies()))
+            kept = Kept(step, now.still.copy(), now.state(), physics, self.attended, self._goal_bodies())
+            self._reel.append(kept)
 
     def _remember(self) -> None:
         self._past.append(Moment(self._sample.still.copy(), self._sample.state()))
