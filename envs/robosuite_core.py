@@ -11,7 +11,7 @@ Shared by the suites that run on robosuite (robosuite.py, libero.py). What is pe
   kinematics before the last integration. The clock is replayed here (`SampleClock`), so only one instant per control
   step is kept (`Sample`), and pictures are taken from it afterwards, when somebody wants to look.
 * robosuite's renderer never makes its GL context current, so two renderers in one process paint into each other's
-  pictures. `Cameras` does, and makes one context per scene instead of one per reset.
+  pictures. `Cameras` (robosuite_cameras.py) does, and makes one context per scene instead of one per reset.
 * MuJoCo answers a diverging state by resetting it to the model's default and going on. Here it ends the episode with
   `SimulationDiverged`.
 """
@@ -23,7 +23,6 @@ import ctypes
 import hashlib
 import logging
 import time
-import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,15 +31,13 @@ from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
-from numpy.typing import NDArray
 
 from vla_bench.errors import MissingPackage, UsageError
 from vla_bench.geometry import axis_angle_from_quat
 from vla_bench.gl import use_backend
-from vla_bench.types import ActionSpec, Camera, Float32, Frame, Image, Observation, Shot, Task, Transition
+from vla_bench.types import ActionSpec, Camera, Float32, Frame, Image, Mask, Observation, Shot, Task, Transition
 
-Float64 = NDArray[np.float64]
-Mask = NDArray[np.bool_]  # (height, width)
+from .robosuite_cameras import Cameras, Float64, Still
 
 CONTROL_HZ = 20.0
 # OSC_POSE's output_max of robosuite/controllers/config/osc_pose.json; PandaGripper: -1 opens, +1 closes.
@@ -53,10 +50,6 @@ STATE = (
     "left finger joint, m",
     "right finger joint, m",
 )
-# Renderer settings of robosuite.utils.binding_utils.MjRenderContext.
-_MAX_GEOMS = 1000
-_HIDDEN_GROUP = 5  # of geoms; shown are 0 and 1
-_IN_VIEW_MARGIN_M = 0.01
 
 
 class SimulationDiverged(RuntimeError):
@@ -117,18 +110,6 @@ class SampleClock:
         return late
 
 
-class Still(NamedTuple):
-    """What a picture of one instant needs."""
-
-    qpos: Float64
-    """(nq,) as the kinematics saw it: before the substep's integration."""
-    site_rgba: NDArray[np.float32]
-    """(nsite, 4): LIBERO's stove switches a site on when it burns."""
-
-    def copy(self) -> Still:
-        return Still(self.qpos.copy(), self.site_rgba.copy())
-
-
 class Sample:
     """The instant at which the sensors were last read: enough to say the state and to paint the pictures later."""
 
@@ -185,203 +166,6 @@ class Moment:
     still: Still
     state: Float32
     images: Mapping[str, Image] | None = None
-
-
-class Window(NamedTuple):
-    """A part of a picture: tangents of the angles from the optical axis, and how far it looks."""
-
-    left: float
-    right: float
-    bottom: float
-    top: float
-    depth_m: float
-
-
-class Cameras:
-    """Pictures of a `Still`, equal to those of robosuite's own renderer.
-
-    What cannot be seen is not drawn: the software renderer spends its time on vertices. Geoms out of the picture are
-    left out where nothing casts shadows or mirrors them into it, and so is the second drawing of everything for
-    mirrors that are out of the picture themselves.
-    """
-
-    def __init__(self, model: Any, cameras: Sequence[Camera]) -> None:
-        import mujoco
-
-        self._mujoco = mujoco
-        height, width = max(camera.height for camera in cameras), max(camera.width for camera in cameras)
-        self._context = mujoco.GLContext(width, height)
-        self._context.make_current()
-        model.vis.global_.offwidth, model.vis.global_.offheight = width, height
-        self._renderer = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
-        self._free = weakref.finalize(self, _free, self._context, self._renderer)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._renderer)
-        self._use(model)
-        self._options = mujoco.MjvOption()
-        self._options.geomgroup[0] = 0  # collision shapes
-        self._options.geomgroup[1] = 1  # visual shapes
-        self._perturb = mujoco.MjvPerturb()
-
-    def _use(self, model: Any) -> None:
-        self._model = model
-        self._scratch = self._mujoco.MjData(model)
-        self._scene = self._mujoco.MjvScene(model, maxgeom=_MAX_GEOMS)
-        self._shadows = bool(np.any(model.light_castshadow))
-        flat = np.isin(model.geom_type, [self._mujoco.mjtGeom.mjGEOM_PLANE, self._mujoco.mjtGeom.mjGEOM_BOX])
-        self._mirrors = flat & (model.geom_matid >= 0) & (model.mat_reflectance[model.geom_matid] > 0)
-
-    def adopt(self, model: Any) -> bool:
-        """Paint this model from now on, unless it needs other meshes, textures or shadows in the GL context."""
-        if model is self._model:
-            return True
-        if not _same_resources(self._model, model):
-            return False
-        self._use(model)
-        return True
-
-    def paint(self, still: Still, cameras: Sequence[Camera]) -> dict[str, Image]:
-        """Camera name to upright RGB uint8 (height, width, 3)."""
-        with self._shown(still):
-            return {camera.name: self._picture(camera) for camera in cameras}
-
-    def segment(self, still: Still, cameras: Sequence[Camera], bodies: Sequence[str]) -> dict[str, Mask]:
-        """Camera name to (height, width): where those bodies, and what hangs on them, can be seen."""
-        geoms = geoms_of(self._model, bodies)
-        with self._shown(still):
-            return {camera.name: self._mask(camera, geoms) for camera in cameras}
-
-    @contextlib.contextmanager
-    def _shown(self, still: Still) -> Iterator[None]:
-        self._context.make_current()
-        self._place(still.qpos)
-        now = self._model.site_rgba.copy()
-        self._model.site_rgba[:] = still.site_rgba
-        try:
-            yield
-        finally:
-            self._model.site_rgba[:] = now
-
-    def _mask(self, camera: Camera, geoms: Sequence[int]) -> Mask:
-        """(height, width) upright: pixels whose foremost geom is one of those. Draws them and what may hide them."""
-        flags, view = self._scene.flags, self._view(camera)
-        window = self._window_of(view.fixedcamid, geoms, camera)
-        self._fill_scene(view, self._outside(view.fixedcamid, window))
-        flags[self._mujoco.mjtRndFlag.mjRND_SEGMENT] = flags[self._mujoco.mjtRndFlag.mjRND_IDCOLOR] = 1
-        try:
-            colours = self._draw(camera).astype(np.int64)
-        finally:
-            flags[self._mujoco.mjtRndFlag.mjRND_SEGMENT] = flags[self._mujoco.mjtRndFlag.mjRND_IDCOLOR] = 0
-        wanted = np.zeros(self._scene.ngeom + 1, bool)  # MuJoCo paints what has the segment i in colour i + 1
-        for drawn in self._scene.geoms[: self._scene.ngeom]:
-            wanted[drawn.segid + 1] = drawn.objtype == self._mujoco.mjtObj.mjOBJ_GEOM and drawn.objid in geoms
-        mask: Mask = wanted[colours @ [1, 256, 65536]]
-        return mask
-
-    def _place(self, qpos: Float64) -> None:
-        """The parts of `mj_fwdPosition` that a picture can show; contacts are not drawn."""
-        self._scratch.qpos[:] = qpos
-        self._mujoco.mj_kinematics(self._model, self._scratch)
-        self._mujoco.mj_comPos(self._model, self._scratch)
-        self._mujoco.mj_camlight(self._model, self._scratch)
-        self._mujoco.mj_tendon(self._model, self._scratch)
-
-    def _picture(self, camera: Camera) -> Image:
-        view = self._view(camera)
-        unseen = self._outside(view.fixedcamid, self._frustum(view.fixedcamid, camera))
-        mirrored = bool(np.any(self._mirrors & ~unseen))
-        self._fill_scene(view, unseen if not self._shadows and not mirrored else np.zeros_like(unseen))
-        self._scene.flags[self._mujoco.mjtRndFlag.mjRND_REFLECTION] = mirrored
-        return self._draw(camera)
-
-    def _view(self, camera: Camera) -> Any:
-        view = self._mujoco.MjvCamera()
-        view.type = self._mujoco.mjtCamera.mjCAMERA_FIXED
-        view.fixedcamid = self._mujoco.mj_name2id(self._model, self._mujoco.mjtObj.mjOBJ_CAMERA, camera.name)
-        return view
-
-    def _fill_scene(self, view: Any, left_out: NDArray[np.bool_]) -> None:
-        """Everything that camera may see, without the geoms (ngeom,) that are left out."""
-        mujoco, groups = self._mujoco, self._model.geom_group
-        before = groups.copy()
-        groups[left_out] = _HIDDEN_GROUP
-        try:
-            mujoco.mjv_updateScene(
-                self._model, self._scratch, self._options, self._perturb, view, mujoco.mjtCatBit.mjCAT_ALL, self._scene
-            )
-        finally:
-            groups[:] = before
-
-    def _draw(self, camera: Camera) -> Image:
-        """The scene as the camera sees it, upright."""
-        area = self._mujoco.MjrRect(0, 0, camera.width, camera.height)
-        self._mujoco.mjr_render(area, self._scene, self._renderer)
-        picture = np.empty((camera.height, camera.width, 3), dtype=np.uint8)
-        self._mujoco.mjr_readPixels(picture, None, area, self._renderer)
-        return np.ascontiguousarray(picture[::-1])  # OpenGL's row 0 is the bottom
-
-    # What is where in the picture
-
-    def _seen_from(self, number: int) -> tuple[Float64, Float64, Float64]:
-        """Right of, above and in front of the camera: metres, (ngeom,) each."""
-        data = self._scratch
-        right, up, back = ((data.geom_xpos - data.cam_xpos[number]) @ data.cam_xmat[number].reshape(3, 3)).T
-        return right, up, -back
-
-    def _frustum(self, number: int, camera: Camera) -> Window:
-        top = float(np.tan(np.radians(self._model.cam_fovy[number]) / 2))
-        right = top * camera.width / camera.height
-        return Window(-right, right, -top, top, np.inf)
-
-    def _window_of(self, number: int, geoms: Sequence[int], camera: Camera) -> Window:
-        """The smallest part of the picture that holds the bounding spheres of those geoms."""
-        frustum = self._frustum(number, camera)
-        right, up, front = (values[geoms] for values in self._seen_from(number))
-        radius = self._model.geom_rbound[geoms] + _IN_VIEW_MARGIN_M
-        if len(geoms) == 0 or np.any(self._model.geom_rbound[geoms] == 0) or np.any(front < 2 * radius):
-            return frustum
-        bounds = []
-        for aside in (right, up):
-            angle, half = np.arctan2(aside, front), np.arcsin(radius / np.hypot(aside, front))
-            bounds += [float(np.tan(angle - half).min()), float(np.tan(angle + half).max())]
-        left, right_, bottom, top = bounds
-        return Window(left, right_, bottom, top, float((front + radius).max()))
-
-    def _outside(self, number: int, window: Window) -> NDArray[np.bool_]:
-        """(ngeom,) whether the geom's bounding sphere lies outside the window. Planes have none, so they never do."""
-        right, up, front = self._seen_from(number)
-        radius = self._model.geom_rbound + _IN_VIEW_MARGIN_M
-        outside = (front < -radius) | (front - radius > window.depth_m)
-        for aside, low, high in ((right, window.left, window.right), (up, window.bottom, window.top)):
-            outside |= (aside - high * front > radius * np.hypot(1, high)) | (
-                low * front - aside > radius * np.hypot(1, low)
-            )
-        unseen: NDArray[np.bool_] = outside & (self._model.geom_rbound > 0)
-        return unseen
-
-    def close(self) -> None:
-        self._free()
-
-
-def geoms_of(model: Any, bodies: Sequence[str]) -> list[int]:
-    """Numbers of the geoms of those bodies and of all that hangs on them."""
-    members = {model.body(name).id for name in bodies}
-    for body in range(1, model.nbody):  # MuJoCo numbers parents before children
-        if model.body_parentid[body] in members:
-            members.add(body)
-    return [geom for geom, body in enumerate(model.geom_bodyid.tolist()) if body in members]
-
-
-def _free(context: Any, renderer: Any) -> None:
-    """Without its own context current, `MjrContext` frees the textures of whichever other one is."""
-    context.make_current()
-    renderer.free()
-    context.free()
-
-
-def _same_resources(a: Any, b: Any) -> bool:
-    """Whether `MjrContext` would upload the same things for both models and draw the same shadows and fog."""
-    names = [name for name in dir(a) if name.startswith(("tex_", "mesh_", "mat_", "hfield_", "skin_"))]
-    return a.stat.extent == b.stat.extent and all(np.array_equal(getattr(a, n), getattr(b, n)) for n in names)
 
 
 class ControlLoop:
@@ -621,18 +405,19 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], Float32]):
         arm = 1 + self.raw.robots[0]._ref_joint_pos_indexes[0]  # time comes first
         for kept, after in zip(self._reel, [*self._reel[1:], *self._reel[-1:]], strict=True):
             attended = after.attended or kept.goal
-            images = self._paint(kept.still, self._all_cameras)
-            assert self._painter is not None
             yield Shot(
                 step=kept.step,
-                images=images,
-                masks=self._painter.segment(kept.still, self._all_cameras, attended),
+                images=self._paint(kept.still, self._all_cameras),
+                masks=self._segmented(kept.still, self._all_cameras, attended),
                 attended=attended,
                 state=kept.state,
                 joints=kept.physics[arm : arm + 7],
                 physics=kept.physics,
                 instruction=self.instruction,
             )
+
+    def gaze(self) -> Mapping[str, Mask]:
+        return self._segmented(self._past[-1].still, self._cameras, self.attended or self._goal_bodies())
 
     def fingerprint(self) -> str:
         """16 hex digits of SHA-256 over geometry, masses, fixture poses and the integration state."""
@@ -733,9 +518,15 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], Float32]):
     def _paint(self, still: Still, cameras: Sequence[Camera]) -> Mapping[str, Image]:
         if not cameras:
             return {}
+        return self._made_painter().paint(still, cameras)
+
+    def _segmented(self, still: Still, cameras: Sequence[Camera], bodies: Sequence[str]) -> Mapping[str, Mask]:
+        return self._made_painter().segment(still, cameras, bodies) if cameras else {}
+
+    def _made_painter(self) -> Cameras:
         if self._painter is None:
             self._painter = Cameras(self.raw.sim.model._model, self._all_cameras)
-        return self._painter.paint(still, cameras)
+        return self._painter
 
     def _check_diverged(self) -> None:
         import mujoco

@@ -11,7 +11,8 @@ What is not obvious:
   ones): option `mirror`, on for lerobot checkpoints on LIBERO suites.
 * Official robomimic checkpoints with absolute actions (all `*_abs` tasks) load, and answer absolute poses; a suite with
   delta actions refuses them. lerobot's say nothing of their actions, which are taken to be the suite's.
-* Size tiny reads 256 x 256 pictures at 96 x 96 and crops 84 x 84, and samples by DDIM in 8 steps.
+* Size tiny reads pictures at 96 x 96 and crops 84 x 84, those of 64 x 64 as they are and crops 58 x 58, and samples by
+  DDIM in 8 steps.
 * Training as upstream: padded actions count in the loss, one noise level per sample, crops at random.
 """
 
@@ -27,6 +28,7 @@ import torch
 from torch import Tensor
 
 from vla_bench.errors import UsageError
+from vla_bench.learning import Scales
 from vla_bench.types import ActionSpec, Camera, Float32, Observation, PolicySpec, Suite
 
 from .checkpoints import is_ours, load_into, read_ours, sha256_of
@@ -53,6 +55,9 @@ TINY_NETWORKS: Mapping[str, UnetSizes | TransformerSizes] = {
     "transformer": TransformerSizes(96, 4, 4, dropout=0.0),
 }
 TINY_VISION = VisionSizes(resize=(96, 96), crop=(84, 84), widths=(16, 32, 64, 128))
+SMALL_PICTURES = (64, 64)
+SMALL_VISION = VisionSizes(crop=(58, 58), widths=(16, 32, 64, 128), strides=(1, 2, 2, 1))
+"""A crop of 0.9 as in the paper, and heat maps of 4 x 4 instead of the 2 x 2 that four halvings would leave."""
 TINY_SCHEDULE = Schedule(kind="ddim", steps=8)  # as the official DDIM configurations
 TO_SYMMETRIC = Affine(np.array([2.0]), np.array([-1.0]))
 """[0, 1] to [-1, 1], for pictures."""
@@ -150,7 +155,16 @@ class DiffusionPolicy(TorchPolicy):
         """
         features = self.model.features(self._observed(batch.images, batch.state.cpu().numpy()), generator)
         actions = torch.from_numpy(self.maps["action"].apply(self._whole(batch.actions).cpu().numpy())).to(features)
+        actions, features = (tensor.repeat(self.draws, 1, 1) for tensor in (actions, features))
         return {"loss": diffusion_loss(self._denoise, actions, features, self.schedule, generator)}
+
+    def normalise(self, state: Scales, action: Scales) -> None:
+        """Limits to [-1, 1], of the state too, as in the official image configurations."""
+        of_data = {
+            "state": Affine.of_limits(state.low, state.high),
+            "action": Affine.of_limits(action.low, action.high),
+        }
+        self.maps = {**self.maps, **of_data}
 
     def saved_config(self) -> dict[str, Any]:
         return {
@@ -219,13 +233,14 @@ def _tiny(suite: Suite, network: Network, seed: int) -> Official:
     """Random weights for that suite."""
     cameras = suite.cameras[:2]
     inputs = (*(Input(c.name, (3, c.height, c.width)) for c in cameras), Input("state", (len(suite.state),)))
+    sides = {(camera.height, camera.width) for camera in cameras}
     sizes = Sizes(
         inputs=inputs,
         action_dim=suite.action.dim,
         history=2,
         horizon=16,
         network=TINY_NETWORKS["unet" if network == "auto" else network],
-        vision=TINY_VISION,
+        vision=SMALL_VISION if sides == {SMALL_PICTURES} else TINY_VISION,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

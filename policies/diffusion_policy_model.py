@@ -6,6 +6,7 @@ The network predicts the noise in `horizon` normalised actions, the first of whi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -50,6 +51,8 @@ class VisionSizes:
     norm: Norm = "group"
     """GroupNorm with 16 channels a group, or BatchNorm as torchvision has it."""
     keypoints: int = 32
+    strides: tuple[int, ...] = (1, 2, 2, 2)
+    """Of the stages."""
     shared: bool = False
     """One encoder for all cameras instead of one each."""
 
@@ -154,10 +157,10 @@ def norm_layer(channels: int, norm: Norm) -> nn.Module:
     return nn.GroupNorm(channels // 16, channels) if norm == "group" else nn.BatchNorm2d(channels)
 
 
-def trunk(widths: Sequence[int], norm: Norm) -> nn.Sequential:
+def trunk(widths: Sequence[int], norm: Norm, strides: Sequence[int] = (1, 2, 2, 2)) -> nn.Sequential:
     """torchvision's resnet18 without its last two modules, at any widths, its parameter names included.
 
-    (B, 3, h, w) -> (B, widths[-1], h / 32, w / 32), sides rounded up.
+    (B, 3, h, w) -> (B, widths[-1], h / 32, w / 32) with the usual strides, sides rounded up.
     """
 
     def stage(inner: int, outer: int, stride: int) -> nn.Sequential:
@@ -169,8 +172,7 @@ def trunk(widths: Sequence[int], norm: Norm) -> nn.Sequential:
         norm_layer(first, norm),
         nn.ReLU(),
         nn.MaxPool2d(3, 2, 1),
-        stage(first, first, 1),
-        *(stage(before, after, 2) for before, after in pairwise(widths)),
+        *(stage(*pair, stride) for pair, stride in zip(pairwise((first, *widths)), strides, strict=True)),
     )
 
 
@@ -198,8 +200,9 @@ class Encoder(nn.Module):
     def __init__(self, size: tuple[int, int], sizes: VisionSizes) -> None:
         super().__init__()
         seen = sizes.crop or sizes.resize or size
-        self.backbone = trunk(sizes.widths, sizes.norm)
-        self.pool = SpatialSoftmax(sizes.widths[-1], sizes.keypoints, *(-(-side // 32) for side in seen))
+        self.backbone = trunk(sizes.widths, sizes.norm, sizes.strides)
+        smaller = 4 * math.prod(sizes.strides)
+        self.pool = SpatialSoftmax(sizes.widths[-1], sizes.keypoints, *(-(-side // smaller) for side in seen))
         self.out = nn.Linear(2 * sizes.keypoints, 2 * sizes.keypoints)
         self.sizes = sizes
 

@@ -13,6 +13,8 @@ from vla_bench.errors import UsageError
 from vla_bench.types import Float32
 
 Float64 = NDArray[np.float64]
+_STEADY = 1e-4
+"""What changes less than this in all training data does not change (Diffusion Policy's own bound)."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,21 @@ class Affine:
         """2 (x - low) / (high - low + eps) - 1: [low, high] becomes [-1, 1]."""
         scale = 2.0 / (_vector(high) - _vector(low) + eps)
         return cls(scale, -_vector(low) * scale - 1.0)
+
+    @classmethod
+    def of_limits(cls, low: ArrayLike, high: ArrayLike) -> Affine:
+        """[low, high] becomes [-1, 1]; a dimension that never changes becomes 0, and is not scaled."""
+        below, above = _vector(low), _vector(high)
+        moving = above - below > _STEADY
+        scale = np.where(moving, 2.0 / np.where(moving, above - below, 1.0), 1.0)
+        return cls(scale, -(below + above) / 2.0 * scale)
+
+    @classmethod
+    def of_deviation(cls, mean: ArrayLike, std: ArrayLike, deviations: float = 1.0) -> Affine:
+        """`deviations` standard deviations from the mean become 1; what never changes is as in `of_limits`."""
+        width = _vector(std) * deviations
+        scale = 1.0 / np.where(width > _STEADY, width, 1.0)
+        return cls(scale, -_vector(mean) * scale)
 
     def where(self, mask: Sequence[bool]) -> Affine:
         """This map where `mask` holds, the identity elsewhere."""

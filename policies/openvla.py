@@ -17,6 +17,7 @@ What is not obvious, with the upstream file that says so (openvla/openvla c8f03f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from vla_bench.errors import UsageError
+from vla_bench.learning import Recipe, Scales
 from vla_bench.types import Float32, Observation, PolicySpec, Suite
 
 from .checkpoints import load_into
@@ -32,6 +34,7 @@ from .openvla_formats import Actions, AnyPrompt, Facts, Loaded, Mirror, Wishes, 
 from .openvla_images import PictureChain
 from .openvla_model import Head, LlmSizes, OpenVLAModel, Sizes, empty, in_dtype
 from .openvla_vision import TowerSizes
+from .recipes import CROP, RECIPES
 from .tokens import BOS, EOS, TINY_VOCABULARY, ActionBins, JsonTokenizer, tiny_tokenizer
 from .torch_policy import (
     Acted,
@@ -48,12 +51,12 @@ from .torch_policy import (
     untrained,
 )
 
-TINY_SIDE = 112
+TINY_SIDE, TINY_PATCH = 60, 12
 TINY_TOWERS = (
-    TowerSizes("dinov2", 96, depth=4, heads=4, mlp=384, side=TINY_SIDE, registers=4),
-    TowerSizes("siglip", 96, depth=4, heads=4, mlp=384, side=TINY_SIDE),
+    TowerSizes("dinov2", 96, 3, 4, 192, TINY_SIDE, TINY_PATCH, registers=4, stem="convolutions"),
+    TowerSizes("siglip", 96, 3, 4, 192, TINY_SIDE, TINY_PATCH, stem="convolutions"),
 )
-TINY_LLM = LlmSizes(TINY_VOCABULARY + 256, 128, 4, 4, 4, 352)
+TINY_LLM = LlmSizes(TINY_VOCABULARY + 256, 128, 3, 4, 4, 256)
 TINY_CHUNK = 8  # of the l1 head
 
 
@@ -66,6 +69,7 @@ class OpenVLA(TorchPolicy):
         size: tiny makes an untrained model instead.
         weights_seed: of the tiny model's weights.
         head: of the tiny model, tokens (OpenVLA) or l1 (OFT); checkpoints say themselves.
+        side: of the tiny model's pictures, pixels, a multiple of 12.
         unnorm_key: whose statistics un-normalise the actions; the suite's name when absent.
         actions: the robot the actions are for; auto: LIBERO's where the statistics' name says so.
         prompt: v1, or v0.1 for the first checkpoints; auto: by the language model's name.
@@ -88,6 +92,7 @@ class OpenVLA(TorchPolicy):
         size: Size = "checkpoint",
         weights_seed: int = 0,
         head: Literal["auto", "tokens", "l1"] = "auto",
+        side: int = TINY_SIDE,
         unnorm_key: str | None = None,
         actions: Actions = "auto",
         prompt: AnyPrompt = "auto",
@@ -106,7 +111,7 @@ class OpenVLA(TorchPolicy):
         wishes = Wishes(suite.name, unnorm_key, actions, prompt, mirror, jpeg, crop, oft_chunk, oft_views)
         if checkpoint is None:
             wishes.none_for("size=tiny")
-            loaded = _untrained(suite, "l1" if head == "l1" else "tokens", weights_seed)
+            loaded = _untrained(suite, "l1" if head == "l1" else "tokens", side, weights_seed)
         else:
             loaded = read(checkpoint, wishes)
         if head not in ("auto", loaded.sizes.head):
@@ -125,7 +130,7 @@ class OpenVLA(TorchPolicy):
             deterministic=batching == "each",
             note=untrained(model) if checkpoint is None else "",
         )
-        super().__init__(spec, model.to(chosen.device), chosen)
+        super().__init__(spec, model.to(chosen.device), chosen, loaded.facts.crop)
         self._net, self._facts, self._tokenizer = model, loaded.facts, loaded.tokenizer
         self._action, self._state = loaded.action, loaded.state
         self._bins = ActionBins(loaded.facts.action_end)
@@ -211,6 +216,17 @@ class OpenVLA(TorchPolicy):
         answered = self._net.regress(self._net.sequences(seen, prompts, tail)).float()
         return {"loss": _mean((answered - self._placed(torch.from_numpy(targets))).abs(), valid[..., None])}
 
+    def recipe(self) -> Recipe:
+        return RECIPES["openvla_oft" if self._net.sizes.head == "l1" else "openvla"]
+
+    def normalise(self, state: Scales, action: Scales) -> None:
+        """The first and last percent to -1 and 1, but for the gripper."""
+        limits = Affine.of_limits(action.q01, action.q99)
+        gripper = self.spec.action.gripper != "none"
+        self._action = limits.where([True] * (len(limits.scale) - gripper) + [False] * gripper)
+        if self._net.sizes.state_dim:
+            self._state = Affine.of_limits(state.q01, state.q99)
+
     # Saving
 
     def saved_config(self) -> dict[str, Any]:
@@ -231,11 +247,13 @@ def _mean(values: Tensor, weights: Tensor) -> Tensor:
     return (values * spread).sum() / spread.sum().clamp(min=1)
 
 
-def _untrained(suite: Suite, head: Head, seed: int) -> Loaded:
+def _untrained(suite: Suite, head: Head, side: int, seed: int) -> Loaded:
     """Small random weights made for the suite: its own units, pictures as they come."""
     oft = head == "l1"
+    if side < TINY_PATCH or side % TINY_PATCH:
+        raise UsageError(f"side should be a multiple of {TINY_PATCH} pixels, got {side}.")
     sizes = Sizes(
-        TINY_TOWERS,
+        tuple(replace(tower, side=side) for tower in TINY_TOWERS),
         TINY_LLM,
         head,
         suite.action.dim,
@@ -245,12 +263,13 @@ def _untrained(suite: Suite, head: Head, seed: int) -> Loaded:
     )
     tokenizer = tiny_tokenizer()
     facts = Facts(
-        prompt="v1",
+        prompt="plain",
         bos=BOS,
         eos=EOS,
         space=tokenizer.encode(" ")[-1],
         action_end=TINY_LLM.vocab_size,
-        pictures=PictureChain(TINY_SIDE),
+        pictures=PictureChain(side),
+        crop=CROP,
         gripper="suite",
         action=suite.action,
         state=suite.state if oft else (),

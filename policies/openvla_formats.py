@@ -32,7 +32,7 @@ from .openvla_model import LlmSizes, Sizes
 from .openvla_vision import from_timm, sizes_of
 from .tokens import JsonTokenizer, TextTokenizer, load_tokenizer
 
-Prompt = Literal["v1", "v0.1"]
+Prompt = Literal["v1", "v0.1", "plain"]
 AnyPrompt = Literal["auto", "v1", "v0.1"]
 Robot = Literal["libero", "calvin"]
 Actions = Literal["auto", "libero", "calvin"]
@@ -73,6 +73,8 @@ class Facts:
     """open_is_one: 0 closes and 1 opens, as in OpenVLA's data; suite: as the suite has it."""
     action: ActionSpec
     state: tuple[str, ...] = ()
+    crop: float = 1.0
+    """Share of the pictures' sides that is read, the middle: before the picture chain, and of our trainings only."""
     constant: tuple[bool, ...] = ()
     """Normalised dimensions of the action that never change in the data: they are learnt as 0. Empty: none."""
 
@@ -358,8 +360,13 @@ SYSTEM = (
 
 
 def prompt_ids(instruction: str, tokenizer: TextTokenizer, facts: Facts) -> list[int]:
-    """BOS, the question, and the empty piece that training has before the first action."""
+    """BOS, the question (plain: the instruction), and the empty piece that training has before the first action."""
     question = f"What action should the robot take to {instruction.lower()}?"
-    text = f"In: {question}\nOut:" if facts.prompt == "v1" else f"{SYSTEM} USER: {question} ASSISTANT:"
+    written = {
+        "v1": f"In: {question}\nOut:",
+        "v0.1": f"{SYSTEM} USER: {question} ASSISTANT:",
+        "plain": instruction.lower(),
+    }
+    text = written[facts.prompt]
     ids = [facts.bos, *tokenizer.encode(text)]
     return ids if ids[-1] == facts.space else [*ids, facts.space]

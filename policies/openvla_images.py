@@ -46,6 +46,8 @@ class PictureChain:
         """uint8 (side, side, 3)."""
         upright = np.ascontiguousarray(picture[:, ::-1] if self.mirror else picture)
         stored = through_jpeg(upright) if self.jpeg else upright
+        if not self.jpeg and not self.crop and stored.shape[:2] == (self.side, self.side):
+            return stored
         sized = lanczos3(stored, self.side) if self.resize == "lanczos3" else bicubic(stored, self.side)
         return centre_crop(sized, CROP_AREA) if self.crop else sized
 

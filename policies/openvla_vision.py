@@ -24,6 +24,8 @@ from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel, Si
 
 from vla_bench.errors import UsageError
 
+from .stem import Stem, put_stem
+
 Kind = Literal["dinov2", "siglip"]
 
 PIXELS: Mapping[Kind, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -54,6 +56,8 @@ class TowerSizes:
     """Pixels."""
     patch: int = 14
     registers: int = 0
+    stem: Stem = "patch"
+    """What makes tokens of pixels."""
 
     @property
     def patches(self) -> int:
@@ -81,12 +85,14 @@ def tower(sizes: TowerSizes) -> nn.Module:
             SiglipVisionConfig(intermediate_size=sizes.mlp, vision_use_head=False, **common)
         )
         siglip.post_layernorm = nn.Identity()
+        put_stem(siglip.embeddings, "patch_embedding", sizes.stem, sizes.width, sizes.patch)
         return siglip  # type: ignore[no-any-return]
     ratio = sizes.mlp // sizes.width
     dino: Any = Dinov2WithRegistersModel(
         Dinov2WithRegistersConfig(mlp_ratio=ratio, num_register_tokens=sizes.registers, **common)
     )
     dino.layernorm = nn.Identity()
+    put_stem(dino.embeddings.patch_embeddings, "projection", sizes.stem, sizes.width, sizes.patch)
     return dino  # type: ignore[no-any-return]
 
 

@@ -33,6 +33,7 @@ FAMILIES = (
     Family("robosuite", "oracle_robosuite"),
     Family("libero", "oracle_libero"),
     Family("calvin", "oracle_calvin"),
+    Family("tiny", "oracle_tiny"),
 )
 
 

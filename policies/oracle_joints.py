@@ -142,7 +142,7 @@ def plan_motions(scene: Scene, ways: Sequence[Sequence[Motion]], shut: bool = Fa
     """A program that goes one of the ways to its end in imagination; if none does, the one that got farthest."""
     scene.attend(ways[0][-1].joint.part)
     best: Callable[[], Actions] = functools.partial(back_off, scene, 0.1 * UP)
-    least, patience = np.inf, scene.steps_imagined + _MOST_IMAGINED
+    least, patience = np.inf, scene.patience(_MOST_IMAGINED)
     for motions in ways:
         first, last = motions[0], motions[-1]
         least = min(least, last.left - 0.01)
@@ -151,7 +151,7 @@ def plan_motions(scene: Scene, ways: Sequence[Sequence[Motion]], shut: bool = Fa
             if scene.steps_imagined > patience:
                 return best
             with scene.imagine() as play:
-                if play_out(scene, program(), play) or last.done():
+                if play_out(scene, program(), play) or (last.done() and not scene.over):
                     return program
                 if last.left < least:
                     best, least = program, last.left

@@ -51,7 +51,8 @@ def solve(scene: Scene) -> Actions:
     goals = _ordered([Goal(scene, state[0], tuple(state[1:])) for state in scene.raw.parsed_problem["goal_state"]])
     while True:
         open_goals = [goal for goal in goals if not goal.holds()]
-        yield from (_plan(scene, open_goals[0], goals)() if open_goals else still(scene, OPEN, 1))
+        idle = scene.given_up or not open_goals
+        yield from still(scene, OPEN, 1) if idle else _plan(scene, open_goals[0], goals)()
 
 
 def _ordered(goals: Sequence[Goal]) -> list[Goal]:

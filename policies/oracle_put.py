@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,13 +13,21 @@ from scipy.spatial.transform import Rotation
 from .oracle_arm import OPEN, Actions, Matrix, Points, Pose, Vector
 from .oracle_grasps import Grasp, grasps, hand_rotations, looking
 from .oracle_scene import Scene, Thing, play_out
-from .oracle_skills import UP, Placement, pick, place, still
+from .oracle_skills import LIFT_M, UP, Placement, pick, place, still
+from .oracle_slide import plan_slide
 
-MOST_GRASPS, MOST_PLACES, MOST_SPOTS = 10, 4, 16
+_BY_TURNS = 3  # grasps for one way in before another is looked at
+MOST_GRASPS, MOST_PLACES, MOST_SPOTS, MOST_GOALS = 10, 4, 16, 2
 _FROM_ABOVE = 0.5  # vertical part of an entry from which on it is one from above
 MOST_STEPS = 1500  # control steps tried out for one plan
 _ENTER_M, _WAY_IN_M = 0.08, 0.24
 _STEEPNESSES = np.radians([0.0, 25.0, 50.0])  # of the hand below the horizontal where things are slid in
+_STEEPNESSES_TIPPED = np.radians([89.0, 50.0])
+_LEVEL = np.array([[-1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, -1.0, 0.0], [1.0, 0.0, 0.0]])  # the last: from beyond
+_TIPS = np.radians([50.0, 85.0])
+_MOST_TIPPED = 8
+_SINK_M = 0.05  # how far a thing's origin sinks when it falls over
+_UPWARDS = 0.3  # vertical part of where a hand points that no arm can do
 _SETTLE_STEPS = 6
 _DEEPEST_M = 0.12  # below where it is let go, or below a spot
 _CLEAR_OF_SILL_M = 0.01
@@ -45,28 +53,25 @@ def plan_put(scene: Scene, put: Put) -> Callable[[], Actions]:
     """A program that fulfils the wish in imagination; if none does, the one that got farthest."""
     scene.attend(put.thing)
     fallback: Callable[[], Actions] | None = None
-    patience = scene.steps_imagined + MOST_STEPS
+    patience = scene.patience(MOST_STEPS)
     for grasp, placements in _fitting(scene, put):
         with scene.imagine() as play:
             if play_out(scene, pick(scene, put.thing, grasp), play):
                 return _program(scene, put, grasp, placements[0])
-            if not put.thing.held:
+            if scene.over or not put.thing.held:
                 continue
             held = scene.memory()
         for placement in placements:
             program = _program(scene, put, grasp, placement)
             with scene.imagine(held) as play:
-                trial = place(scene, put.thing, placement)
-                if (
-                    play_out(scene, trial, play)
-                    or play_out(scene, still(scene, OPEN, _SETTLE_STEPS), play)
-                    or put.done()
-                ):
+                trial = itertools.chain(place(scene, put.thing, placement), still(scene, OPEN, _SETTLE_STEPS))
+                if play_out(scene, trial, play) or (put.done() and not scene.over):
                     return program
             fallback = fallback or program
         if scene.steps_imagined > patience:
             break
-    return fallback or (lambda: still(scene, OPEN, 10))
+    goals = [spot.position[:2] for spot in _roomy(scene, put, Access(UP, False))[:MOST_GOALS]]
+    return plan_slide(scene, put.thing, goals, put.done) or fallback or functools.partial(still, scene, OPEN, 10)
 
 
 def plan_pick(scene: Scene, thing: Thing) -> Callable[[], Actions]:
@@ -91,37 +96,74 @@ def _program(scene: Scene, put: Put, grasp: Grasp, placement: Placement) -> Call
     return actions
 
 
+@dataclass(frozen=True)
+class Access:
+    """A way into a place."""
+
+    entry: Vector
+    """Level or upward unit vector from the place to outside."""
+    tipped: bool
+    """Whether the thing is tipped over on its way."""
+
+    @property
+    def from_above(self) -> bool:
+        return bool(self.entry[2] > _FROM_ABOVE)
+
+
 def _fitting(scene: Scene, put: Put) -> Iterator[tuple[Grasp, list[Placement]]]:
-    """Grasps with the placements at which the hand that holds so would fit, at most `MOST_GRASPS` per way in."""
-    for entry in _entries(scene, put):
-        spots = _roomy(scene, put, entry)
-        if not spots:
-            continue
-        looked_at = itertools.islice(grasps(scene, put.thing, _rotations(scene, put, entry)), 4 * MOST_GRASPS)
-        given = 0
-        for grasp in looked_at:
-            placements = list(itertools.islice(_placements(scene, put, grasp, spots, entry), MOST_PLACES))
-            if placements:
-                given += 1
-                yield grasp, placements
-            if given >= MOST_GRASPS:
-                break
+    """Grasps with the placements at which the hand that holds so would fit, a few of each way in by turns."""
+    ways = [_fitting_by(scene, put, access) for access in _accesses(scene, put)]
+    while ways:
+        for way in list(ways):
+            given = 0
+            for given, found in enumerate(itertools.islice(way, _BY_TURNS), start=1):
+                yield found
+            if given < _BY_TURNS:
+                ways.remove(way)
 
 
-def _entries(scene: Scene, put: Put) -> list[Vector]:
-    """Directions from which the place is open: above first, then level ones along which its middle can be seen."""
+def _fitting_by(scene: Scene, put: Put, access: Access) -> Iterator[tuple[Grasp, list[Placement]]]:
+    spots = _tipped(scene, put, access) if access.tipped else _roomy(scene, put, access)
+    if not spots:
+        return
+    looked_at = itertools.islice(grasps(scene, put.thing, _rotations(scene, put, access)), 4 * MOST_GRASPS)
+    given = 0
+    for grasp in _free_first(scene, put.thing, looked_at):
+        placements = list(itertools.islice(_placements(scene, put, grasp, spots, access), MOST_PLACES))
+        if placements:
+            given += 1
+            yield grasp, placements
+        if given >= MOST_GRASPS:
+            return
+
+
+def _free_first(scene: Scene, thing: Thing, candidates: Iterable[Grasp]) -> Iterator[Grasp]:
+    """The grasps, first those in which nothing is right above the hand and the thing when they are lifted."""
+    obstructed, raised = [], LIFT_M * UP
+    others, around = scene.obstacles(), scene.obstacles(thing.geoms)
+    thing_free = scene.fits(thing.pose.shifted(raised).place(thing.points()), around, 0.0)
+    for grasp in candidates:
+        if thing_free and scene.hand_fits(thing.pose.of(grasp.hand).shifted(raised), scene.hand_parts, others):
+            yield grasp
+        else:
+            obstructed.append(grasp)
+    yield from obstructed
+
+
+def _accesses(scene: Scene, put: Put) -> list[Access]:
+    """From above first, then along level ways on which a region's middle can be seen; then the same tipped over."""
     if put.middle is None:
-        return [UP]
+        return [Access(UP, False)]
     obstacles, out = scene.obstacles(put.thing.geoms), np.arange(0.0, _WAY_IN_M, 0.01)[:, None]
-    level = [np.array(direction) for direction in ((-1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, -1.0, 0.0))]
-    return [UP, *(way for way in level if scene.fits(put.middle + out * way, obstacles, 0.01))]
+    level = [way for way in _LEVEL[:3] if scene.fits(put.middle + out * way, obstacles, 0.01)]
+    return [Access(np.array(entry), tipped) for tipped in (False, True) for entry in (UP, *level)]
 
 
-def _roomy(scene: Scene, put: Put, entry: Vector) -> list[Pose]:
+def _roomy(scene: Scene, put: Put, access: Access) -> list[Pose]:
     """The spots at which the thing alone would fit and be allowed, at most `MOST_SPOTS`."""
     body, found = put.thing.points(), []
     for spot in put.spots():
-        rests = _resting(scene, put, spot, body, entry)
+        rests = _resting(scene, put, spot, body, access)
         if rests is not None and put.allowed(rests.position):
             found.append(spot)
         if len(found) == MOST_SPOTS:
@@ -129,34 +171,67 @@ def _roomy(scene: Scene, put: Put, entry: Vector) -> list[Pose]:
     return found
 
 
-def _resting(scene: Scene, put: Put, spot: Pose, load: Points, entry: Vector) -> Pose | None:
+def _tipped(scene: Scene, put: Put, access: Access) -> list[Pose]:
+    """Spots with the thing tipped over, its foot going in first, nearest to the opening first."""
+    body, spots = put.thing.points(), list(put.spots())
+    if access.from_above:
+        spots = [spot for spot in spots if np.allclose(spot.rotation, put.thing.pose.rotation)]
+    else:
+        spots.sort(key=lambda spot: -round(float(spot.position @ access.entry), 3))
+    found = []
+    for spot, tip, way in itertools.product(
+        spots[:_MOST_TIPPED], _TIPS, _LEVEL if access.from_above else [access.entry]
+    ):
+        over = Rotation.from_rotvec(tip * np.cross(UP, way)).as_matrix()
+        tipped = Pose(spot.position, over @ spot.rotation)
+        rests = _resting(scene, put, tipped, body, access)
+        if rests is not None and _may_sink(scene, put, rests.position):
+            found.append(tipped)
+    return found
+
+
+def _resting(scene: Scene, put: Put, spot: Pose, load: Points, access: Access) -> Pose | None:
     """Where the load comes to lie that enters to `spot`; None if it does not fit."""
-    if entry[2] > _FROM_ABOVE:
+    if access.from_above:
         return _lowest(scene, spot, load, scene.obstacles(put.thing.geoms))
-    return _slid_in(scene, put, spot, load, entry)
+    return _slid_in(scene, put, spot, load, access.entry)
 
 
-def _rotations(scene: Scene, put: Put, entry: Vector) -> list[Matrix]:
+def _rotations(scene: Scene, put: Put, access: Access) -> list[Matrix]:
     home = scene.home.rotation
-    if entry[2] > _FROM_ABOVE:
+    if access.from_above:
         return hand_rotations(home, scene.outwards(put.thing.pose.position), put.leans)
-    return [turn for down in _STEEPNESSES for turn in looking(-np.cos(down) * entry - np.sin(down) * UP, home)]
+    steepnesses = _STEEPNESSES_TIPPED if access.tipped else _STEEPNESSES
+    return [turn for down in steepnesses for turn in looking(-np.cos(down) * access.entry - np.sin(down) * UP, home)]
 
 
-def _placements(scene: Scene, put: Put, grasp: Grasp, spots: Sequence[Pose], entry: Vector) -> Iterator[Placement]:
+def _placements(scene: Scene, put: Put, grasp: Grasp, spots: Sequence[Pose], access: Access) -> Iterator[Placement]:
     thing, hand = put.thing, grasp.hand
     body, obstacles = thing.points(), scene.obstacles(thing.geoms)
     load = np.concatenate([body, hand.place(scene.hand_points)])  # in the thing's frame
     for spot in spots:
-        from_above = entry[2] > _FROM_ABOVE
-        resting = _resting(scene, put, spot, load, entry)
+        if (spot.rotation @ hand.rotation)[2, 2] > _UPWARDS:
+            continue
+        resting = _resting(scene, put, spot, load, access)
         if resting is None or not scene.reachable(resting.of(hand)):
             continue
         dropped = _lowest(scene, resting, body, obstacles, 0.0) or resting
-        if put.allowed(resting.position) or put.allowed(dropped.position):
+        sunk = access.tipped and _may_sink(scene, put, resting.position)
+        if sunk or put.allowed(resting.position) or put.allowed(dropped.position):
             away = -_ENTER_M * resting.of(hand).rotation[:, 2]
-            enter = _ENTER_M * UP if from_above else _WAY_IN_M * entry + _CLEAR_OF_SILL_M * UP
-            yield Placement(resting, enter, away if from_above else _WAY_IN_M * entry)
+            outside = _WAY_IN_M * access.entry
+            if access.from_above:
+                yield Placement(resting, _ENTER_M * UP, away)
+            else:
+                yield Placement(resting, outside + _CLEAR_OF_SILL_M * UP, outside)
+
+
+def _may_sink(scene: Scene, put: Put, position: Vector) -> bool:
+    """Whether the thing's origin can come to where it is allowed by falling over: nothing is between."""
+    path = position - np.arange(0.0, _SINK_M, 0.004)[:, None] * UP
+    inside = scene.solids.inside(scene.data, path, scene.obstacles(put.thing.geoms))
+    free = path[: int(np.argmax(inside))] if inside.any() else path
+    return any(put.allowed(point) for point in free)
 
 
 def _slid_in(scene: Scene, put: Put, spot: Pose, load: Points, entry: Vector) -> Pose | None:

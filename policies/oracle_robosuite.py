@@ -19,7 +19,8 @@ _QUARTERS = (0.0, np.pi / 2, -np.pi / 2, np.pi)
 
 def _until_put(scene: Scene, thing: Thing, spots: Callable[[], list[Pose]]) -> Actions:
     while True:
-        yield from plan_put(scene, Put(thing, spots, scene.solved))()
+        if not scene.given_up:
+            yield from plan_put(scene, Put(thing, spots, scene.solved))()
         yield from still(scene, OPEN, 2)
 
 
@@ -72,7 +73,8 @@ def door(scene: Scene) -> Actions:
     turns = [Motion(joint, sign * _LATCH_END_RAD, _turned(joint)) for joint in latch for sign in (1.0, -1.0)]
     ways = [[turn, opening] for turn in turns] or [[opening]]
     while True:
-        yield from plan_motions(scene, ways)()
+        if not scene.given_up:
+            yield from plan_motions(scene, ways)()
         yield from still(scene, OPEN, 2)
 
 

@@ -22,6 +22,8 @@ from .oracle_arm import Actions, Arm, Points, Pose, Vector
 from .oracle_shapes import Solids
 
 _LONGEST = 400  # control steps of one thing tried out
+_MOST_IMAGINED = 3000  # control steps imagined in one episode: about 20 s of computing
+_PLAN_STEPS = 100  # control steps that could be imagined in the time in which a plan's candidates are found
 # Franka's DH parameters, with robosuite's grip site 0.204 m from the wrist's last axes: links of 0.316 and 0.384 m with
 # elbow offsets of 0.0825 m reach 0.719 m from the shoulder to the wrist; at 0.70 the elbow still bends.
 _FLANGE_M, _WRIST_M, _ARM_M = 0.204, 0.088, 0.70
@@ -36,6 +38,8 @@ class Memory(NamedTuple):
     data: Any
     controller: dict[str, Any]
     gripper: Any
+    ahead: int
+    """Control steps after the real present."""
 
 
 class Scene:
@@ -57,7 +61,7 @@ class Scene:
         self.home = self.arm.pose
         self.hand_parts, self.fist_parts = self._hand_parts(_OPEN_M), self._hand_parts(0.0)
         self.hand_points, self.fist_points = np.concatenate(self.hand_parts), np.concatenate(self.fist_parts)
-        self.steps_imagined = 0
+        self.steps_imagined = self._ahead = 0
 
     @property
     def data(self) -> Any:
@@ -69,6 +73,21 @@ class Scene:
     def attend(self, thing: Thing) -> None:
         """Say that this is what is manipulated from now on: the gaze region of recorded demonstrations."""
         self.env.attended = (self.model.body(thing.body).name,)
+
+    def patience(self, steps: int) -> int:
+        """Up to which count of imagined steps a new plan may try things out, if it shall take at most so many."""
+        self.steps_imagined += _PLAN_STEPS
+        return min(self.steps_imagined + steps, _MOST_IMAGINED)
+
+    @property
+    def given_up(self) -> bool:
+        """Whether so much was tried in vain in this episode that nothing more is planned."""
+        return self.steps_imagined >= _MOST_IMAGINED
+
+    @property
+    def over(self) -> bool:
+        """Whether the episode will have ended by now."""
+        return bool(self.env._steps + self._ahead >= self.env.task.max_steps)
 
     def solved(self) -> bool:
         return bool(self.raw._check_success())
@@ -145,22 +164,25 @@ class Scene:
 
     def memory(self) -> Memory:
         robot = self.raw.robots[0]
-        return Memory(copy.copy(self.data), _copied(vars(robot.controller)), np.array(robot.gripper.current_action))
+        return Memory(
+            copy.copy(self.data), _copied(vars(robot.controller)), np.array(robot.gripper.current_action), self._ahead
+        )
 
     @contextlib.contextmanager
     def imagine(self, start: Memory | None = None) -> Iterator[Callable[[Float32], None]]:
         """Inside, nothing is real; what it yields plays one action. Begins at `start` or now. May be nested."""
         robot, wrapper, real = self.raw.robots[0], self.raw.sim.data, self.data
-        controller, gripper = dict(vars(robot.controller)), robot.gripper.current_action
+        controller, gripper, ahead = dict(vars(robot.controller)), robot.gripper.current_action, self._ahead
         begin = start or self.memory()
         wrapper._data = copy.copy(begin.data)
         vars(robot.controller).update(_copied(begin.controller))
-        robot.gripper.current_action = begin.gripper.copy()
+        robot.gripper.current_action, self._ahead = begin.gripper.copy(), begin.ahead
         loop = copy.copy(self.env._loop)
         loop._data, loop._clock = wrapper._data, _NeverDue()
 
         def play(action: Float32) -> None:
             self.steps_imagined += 1
+            self._ahead += 1
             loop.step(np.asarray(action, dtype=np.float64))
 
         try:
@@ -168,7 +190,7 @@ class Scene:
         finally:
             wrapper._data = real
             vars(robot.controller).update(controller)
-            robot.gripper.current_action = gripper
+            robot.gripper.current_action, self._ahead = gripper, ahead
 
 
 class _NeverDue:
@@ -218,9 +240,11 @@ class Thing:
 
 
 def play_out(scene: Scene, actions: Actions, play: Callable[[Float32], None]) -> bool:
-    """Play all actions, stopping at success as a real episode does. Whether it succeeded."""
+    """Play all actions, stopping at success or when time is up as a real episode does. Whether it succeeded."""
     for action in itertools.islice(actions, _LONGEST):
         play(action)
         if scene.solved():
             return True
+        if scene.over:
+            break
     return False

@@ -7,7 +7,7 @@ it to their caller to look at what came of it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +22,12 @@ UP: Vector = np.array([0.0, 0.0, 1.0])
 BACK_OFF_M = 0.08
 LIFT_M = 0.06
 _PASSING_M, _PASSING_RAD = 0.02, 0.25  # near enough to a pose on the way
+_NEAR_M, _NEAR_RAD = 0.01, 0.1  # near enough to where an exact motion begins
 _STUCK_STEPS = 8
 _STALLED_M = 0.0008  # per control step
+_LOST_STEPS = 3
+_STEP_ASIDE_M = 0.1
+_RISES_M = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)  # above the higher of start and goal
 _STEPS_TO_CLOSE = 14
 _STEPS_TO_OPEN = 6
 
@@ -41,13 +45,13 @@ def reach(
 
 
 def travel(scene: Scene, way: Sequence[Pose], gripper: float) -> Actions:
-    """Past all poses of `way`, exactly to none but the last."""
-    for pose in way[:-1]:
+    """Past all poses of `way`, near to the last."""
+    nearness = [*itertools.repeat((_PASSING_M, _PASSING_RAD), len(way) - 1), (_NEAR_M, _NEAR_RAD)]
+    for pose, near in zip(way, nearness, strict=True):
         track: list[Vector] = []
-        while not scene.arm.is_at(pose, _PASSING_M, _PASSING_RAD) and not _stuck(track) and len(track) < PATIENCE:
+        while not scene.arm.is_at(pose, *near) and not _stuck(track) and len(track) < PATIENCE:
             track.append(np.concatenate(scene.arm.off_by(pose)))
             yield scene.arm.towards(pose, gripper)
-    yield from reach(scene, lambda: way[-1], gripper)
 
 
 def _stuck(track: Sequence[Vector]) -> bool:
@@ -103,7 +107,8 @@ def pick(scene: Scene, thing: Thing, grasp: Grasp) -> Actions:
     yield from travel(scene, route(scene, before, scene.hand_points, scene.obstacles()), OPEN)
     yield from reach(scene, at_grasp, OPEN)
     yield from close_on(scene, thing)
-    yield from back_off(scene, LIFT_M * UP, CLOSE)
+    if thing.held:
+        yield from back_off(scene, LIFT_M * UP, CLOSE)
 
 
 @dataclass(frozen=True)
@@ -124,10 +129,20 @@ def place(scene: Scene, thing: Thing, placement: Placement) -> Actions:
     final = placement.pose.of(grip)
     load = np.concatenate([scene.hand_points, grip.inverse().place(thing.points())])
     way = route(scene, final.shifted(placement.enter), load, scene.obstacles(thing.geoms))
-    yield from travel(scene, way, CLOSE)
-    yield from lower(scene, thing, final)
+    yield from unless_lost(scene, thing, travel(scene, way, CLOSE))
+    yield from unless_lost(scene, thing, lower(scene, thing, final))
     yield from release(scene, thing)
     yield from back_off(scene, placement.leave)
+
+
+def unless_lost(scene: Scene, thing: Thing, actions: Actions) -> Actions:
+    """The actions as long as the hand has the thing, or lost touch of it just now."""
+    lost = 0
+    for action in actions:
+        lost = 0 if scene.touching(thing.geoms, scene.robot_geoms) else lost + 1
+        if lost > _LOST_STEPS:
+            return
+        yield action
 
 
 def lower(scene: Scene, thing: Thing, final: Pose) -> Actions:
@@ -146,31 +161,46 @@ def lower(scene: Scene, thing: Thing, final: Pose) -> Actions:
 def route(scene: Scene, goal: Pose, load: Points, obstacles: Sequence[int]) -> list[Pose]:
     """Poses to pass on the way from the hand to `goal`: straight if the load fits through, else over the top.
 
-    `load`: points that must stay clear, in the hand's frame.
+    `load`: points that must stay clear, in the hand's frame. Where no way is clear, the least obstructed.
     """
     start = scene.arm.pose
-    chosen = [start, goal]
-    for rise in (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3):
-        top = max(start.position[2], goal.position[2]) + rise
-        over = [
-            Pose(_at_height(start.position, top), start.rotation),
-            Pose(_at_height(goal.position, top), goal.rotation),
-        ]
-        legs = [start, *over, goal] if rise or start.position[2] != top else [start, goal]
-        if not all(scene.reachable(pose) for pose in legs[1:-1]):
-            break
-        chosen = legs
-        if _clear(scene, legs, load, obstacles):
+    chosen, fewest = [start, goal], np.inf
+    for legs in _ways(scene, start, goal):
+        hits = _hits(scene, legs, load, obstacles, fewest)
+        if hits < fewest:
+            chosen, fewest = legs, hits
+        if hits == 0:
             break
     return chosen[1:]
+
+
+def _ways(scene: Scene, start: Pose, goal: Pose) -> Iterator[list[Pose]]:
+    """Up, across and down at several heights; then the same after a step back or aside, out from under something."""
+    back = -scene.outwards(start.position)
+    aside = np.cross(UP, back)
+    for step in (None, back, aside, -aside):
+        for rise in _RISES_M if step is None else _RISES_M[1::2]:
+            begin = [start] if step is None else [start, start.shifted(_STEP_ASIDE_M * step)]
+            top = max(start.position[2], goal.position[2]) + rise
+            over = [
+                Pose(_at_height(begin[-1].position, top), start.rotation),
+                Pose(_at_height(goal.position, top), goal.rotation),
+            ]
+            if not all(scene.reachable(pose) for pose in [*begin[1:], *over]):
+                break
+            yield [*begin, *over, goal] if rise or start.position[2] != top else [*begin, goal]
 
 
 def _at_height(position: Vector, height: float) -> Vector:
     return np.array([position[0], position[1], height])
 
 
-def _clear(scene: Scene, legs: Sequence[Pose], load: Points, obstacles: Sequence[int]) -> bool:
-    """Whether the load passes every leg. The beginning of the first is not asked: it may still touch what it left."""
+def _hits(scene: Scene, legs: Sequence[Pose], load: Points, obstacles: Sequence[int], most: float) -> float:
+    """How many points of the load get into an obstacle on the way, counted up to `most`.
+
+    The beginning of the first leg is not asked: the load may still touch what it left.
+    """
+    hits = 0.0
     for number, (a, b) in enumerate(itertools.pairwise(legs)):
         count = max(2, int(np.linalg.norm(b.position - a.position) / 0.03) + 1)
         turns = Slerp([0.0, 1.0], Rotation.from_matrix([a.rotation, b.rotation]))
@@ -178,6 +208,7 @@ def _clear(scene: Scene, legs: Sequence[Pose], load: Points, obstacles: Sequence
             if number == 0 and part * np.linalg.norm(b.position - a.position) < 0.03:
                 continue
             pose = Pose(a.position + part * (b.position - a.position), turns(part).as_matrix())
-            if scene.solids.inside(scene.data, pose.place(load), obstacles).any():
-                return False
-    return True
+            hits += float(scene.solids.inside(scene.data, pose.place(load), obstacles).sum())
+            if hits >= most:
+                return hits
+    return hits

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vla_bench.errors import UsageError
+from vla_bench.learning import Scales
 from vla_bench.types import ActionSpec, Camera, Float32, Observation, PolicySpec, Suite
 
 from .checkpoints import is_ours, read_ours, sha256_of
@@ -40,6 +41,7 @@ from .normalisation import Affine
 from .pi0_formats import ARM, Official, Reading, loaded, missing_views, read_official, truncated
 from .pi0_inputs import cleaned, padded, pillow_resize_with_pad, state_prompt
 from .pi0_model import STEPS, Pi0Model, Prefix, Sizes, Variant, pad_to, resize_with_pad, sample_times, tiny
+from .recipes import CROP
 from .tokens import JsonTokenizer, TextTokenizer, load_tokenizer, tiny_tokenizer
 from .torch_policy import (
     Acted,
@@ -81,6 +83,7 @@ class Pi0(TorchPolicy):
         size: tiny makes an untrained model instead.
         weights_seed: of the tiny model's weights.
         variant: of the tiny model, pi0 unless said; a checkpoint must be of it if it is said.
+        side: of the tiny model's pictures, pixels, a multiple of 12.
         tokenizer: tokenizer.json or PaliGemma's .model file, where the checkpoint has none.
         asset: openpi's asset id, where the checkpoint has several.
         statistics: another norm_stats.json of openpi's form.
@@ -108,6 +111,7 @@ class Pi0(TorchPolicy):
         weights_seed: int = 0,
         *,
         variant: Literal["auto", "pi0", "pi05"] = "auto",
+        side: int = 60,
         tokenizer: str = "",
         asset: str = "",
         statistics: str = "",
@@ -136,7 +140,7 @@ class Pi0(TorchPolicy):
             }
             _refuse([name for name, given in for_official_ones.items() if given])
         if checkpoint is None:
-            parts = _untrained(suite, "pi05" if variant == "pi05" else "pi0", weights_seed, how.dtype)
+            parts = _untrained(suite, "pi05" if variant == "pi05" else "pi0", side, weights_seed, how.dtype)
         elif is_ours(checkpoint):
             parts = _ours(suite, Path(checkpoint), how.dtype)
         else:
@@ -160,7 +164,7 @@ class Pi0(TorchPolicy):
         self._bos = _beginning(parts.tokenizer, parts.model.sizes)
         note = "; ".join(filter(None, (parts.spec.note, self.reading.about)))
         spec = replace(parts.spec, deterministic=batching == "each", note=note)
-        super().__init__(spec, parts.model.to(how.device), how)
+        super().__init__(spec, parts.model.to(how.device), how, self.reading.crop)
         self._denoise = how.compiled(parts.model.denoise)
 
     # Acting
@@ -233,10 +237,19 @@ class Pi0(TorchPolicy):
         features = self.model.see([self._pixels(batch.images[camera.name][:, -1]) for camera in self.spec.cameras])
         prefix = self._prefix(features, states, batch.instructions)
         normal = self.action_map.apply(batch.actions.cpu().numpy() - self._origin(states)[:, None])
-        actions = pad_to(torch.from_numpy(normal), self.model.sizes.action_dim)
+        prefix = prefix.repeated(self.draws)
+        actions = pad_to(torch.from_numpy(normal), self.model.sizes.action_dim).repeat(self.draws, 1, 1)
         start = torch.randn(actions.shape, generator=generator)
         times = sample_times(len(actions), generator)
         return {"loss": self.model.flow_loss(prefix, actions.to(device), start.to(device), times.to(device))}
+
+    def normalise(self, state: Scales, action: Scales) -> None:
+        """By mean and deviation; π0.5: the first and last percent to -1 and 1 (openpi)."""
+        if self.model.sizes.variant == "pi05":
+            maps = [Affine.of_limits(scales.q01, scales.q99) for scales in (state, action)]
+        else:
+            maps = [Affine.of_deviation(scales.mean, scales.std) for scales in (state, action)]
+        self.state_map, self.action_map = maps
 
     # To disk
 
@@ -286,12 +299,15 @@ def _insist(official: Official, choices: Mapping[str, str]) -> None:
         )
 
 
-def _untrained(suite: Suite, variant: Variant, seed: int, dtype: torch.dtype) -> Parts:
+def _untrained(suite: Suite, variant: Variant, side: int, seed: int, dtype: torch.dtype) -> Parts:
     tokenizer = tiny_tokenizer()
+    sizes = tiny(variant, tokenizer.vocab_size, image=side)
+    if side < sizes.patch or side % sizes.patch:
+        raise UsageError(f"side should be a multiple of {sizes.patch} pixels, got {side}.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Pi0Model(tiny(variant, tokenizer.vocab_size)).cast(dtype)
-    reading = Reading(state_in_prompt="real" if variant == "pi05" else "no", prompt_tokens=200)
+        model = Pi0Model(sizes).cast(dtype)
+    reading = Reading(state_in_prompt="real" if variant == "pi05" else "no", prompt_tokens=200, crop=CROP)
     spec = _spec(suite.action, suite.cameras[:2], suite.state, model.sizes, sha256="", note=untrained(model))
     return Parts(model, reading, Affine.identity(len(suite.state)), Affine.identity(suite.action.dim), tokenizer, spec)
 

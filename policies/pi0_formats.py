@@ -61,6 +61,8 @@ class Reading:
     """Dimensions of the action that are relative to the same dimension of the state, in the suite's units."""
     steps: int = STEPS
     """Euler steps."""
+    crop: float = 1.0
+    """Share of the pictures' sides that is read: the middle."""
 
     @property
     def about(self) -> str:

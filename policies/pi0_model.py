@@ -33,6 +33,8 @@ from transformers.models.gemma.modeling_gemma import GemmaDecoderLayer, GemmaRMS
 
 from vla_bench.errors import UsageError
 
+from .stem import Stem, put_stem
+
 Variant = Literal["pi0", "pi05"]
 STEPS = 10  # Euler steps of both papers and of every released checkpoint
 ROPE_BASE = 10_000.0
@@ -68,6 +70,8 @@ class Sizes:
     head_dim: int = 256
     min_period: float = 4e-3
     max_period: float = 4.0
+    stem: Stem = "patch"
+    """What makes tokens of pixels."""
 
     @property
     def patches(self) -> int:
@@ -75,15 +79,17 @@ class Sizes:
         return (self.image // self.patch) ** 2
 
 
-def tiny(variant: Variant, vocabulary: int, horizon: int = 10) -> Sizes:
+def tiny(variant: Variant, vocabulary: int, horizon: int = 10, image: int = 60) -> Sizes:
     """About one million parameters with every part of the big one."""
     return Sizes(
         variant=variant,
         horizon=horizon,
-        image=56,
-        vision_width=64,
+        image=image,
+        patch=12,
+        stem="convolutions",
+        vision_width=128,
         vision_depth=2,
-        vision_mlp=128,
+        vision_mlp=256,
         vision_heads=4,
         vocabulary=vocabulary,
         width=128,
@@ -105,6 +111,17 @@ class Prefix(NamedTuple):
     """(B, 1, 1, S + H), added to attention scores: 0 where a token may be seen."""
     rotation: tuple[Tensor, Tensor]
     """cos and sin at the positions of the H actions, (B, 1, H, head_dim)."""
+
+    def repeated(self, times: int) -> Prefix:
+        """That many times the same, one after the other: a batch of `times` B."""
+
+        def whole(tensor: Tensor) -> Tensor:
+            return tensor.repeat(times, *([1] * (tensor.ndim - 1)))
+
+        if times == 1:
+            return self
+        cosine, sine = map(whole, self.rotation)
+        return Prefix([*map(whole, self.keys)], [*map(whole, self.values)], whole(self.bias), (cosine, sine))
 
 
 class AdaptiveNorm(nn.Module):
@@ -333,8 +350,10 @@ def _siglip(sizes: Sizes) -> Any:
         layer_norm_eps=NORM_EPS,
         vision_use_head=False,
     )
-    tower = SiglipVisionModel(config)
-    return getattr(tower, "vision_model", tower)  # later versions of transformers have no module between
+    model: Any = SiglipVisionModel(config)
+    tower = getattr(model, "vision_model", model)  # later versions of transformers have no module between
+    put_stem(tower.embeddings, "patch_embedding", sizes.stem, sizes.vision_width, sizes.patch)
+    return tower
 
 
 def _gemma(sizes: Sizes, width: int, mlp: int) -> nn.ModuleList:

@@ -17,8 +17,8 @@ is something else. What is not obvious, with the upstream file or the page that 
 * L = cross-entropy + recon_weight * reconstruction, 1 in the released code; 0 leaves the head out altogether.
 * The latents of FLUX's autoencoder are its mean, not a sample, folded two by two with the channel outermost: the
   released code's choice of either is not documented. It matters for `reconstruct` and `losses`, not for acting.
-* With attention=true a chunk carries what the 35 action tokens look at: the mean over tokens, layers and heads, over
-  the rows and columns of patches of the stacked picture; `box_in_picture` puts a gaze box there.
+* With attention=true a chunk carries what the 35 action tokens look at: the mean over tokens, layers and heads for each
+  patch of the stacked picture, divided by what they look at the picture in all, and told apart into the two views.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vla_bench.errors import UsageError
-from vla_bench.types import Float32, Image, Observation, PolicySpec, Suite
+from vla_bench.learning import Scales
+from vla_bench.types import Attention, Float32, Image, Observation, PolicySpec, Suite
 
+from .augmentation import box_in_centre
 from .checkpoints import load_into
 from .conventions import CALVIN_ACTION, CALVIN_STATE
 from .normalisation import Affine
@@ -121,7 +123,7 @@ class ReconVLA(TorchPolicy):
             deterministic=batching == "each",
             note=untrained(model) if checkpoint is None else "",
         )
-        super().__init__(spec, model.to(how.device), how)
+        super().__init__(spec, model.to(how.device), how, self.facts.crop)
         self.state_map, self.action_map, self.tokenizer = loaded.state_map, loaded.action_map, loaded.tokenizer
         self.attention, self.recon_weight = attention, recon_weight
         self._left_out = checkpoint is not None and head == "auto" and not keep
@@ -141,8 +143,12 @@ class ReconVLA(TorchPolicy):
             decoded = self.model.decode(start, self.attention, self._step)
             ids = decoded.ids.cpu().numpy()
         with watch.stage("post"):
-            looked_at = None if decoded.attention is None else decoded.attention.cpu().numpy()
-            return Acted(self.actions_of(ids), looked_at)
+            maps = [] if decoded.attention is None else list(decoded.attention.cpu().numpy())
+            return Acted(self.actions_of(ids), [self._looked_at(one) for one in maps])
+
+    def _looked_at(self, weights: Float32) -> dict[str, Attention]:
+        views = self.facts.stack.looked_at(weights, self.model.sizes.vision.patch)
+        return {camera.name: given for camera, given in zip(self.spec.cameras, views, strict=True)}
 
     def actions_of(self, ids: NDArray[Any]) -> Float32:
         """(B, H, A) in the suite's units of token ids (B, H * A)."""
@@ -156,7 +162,8 @@ class ReconVLA(TorchPolicy):
 
     def box_in_picture(self, box: Float32) -> Float32:
         """Where boxes (..., 4) of the first camera are in the picture that attention is over, shares of its sides."""
-        return self.facts.stack.box_in_picture(box)
+        shown = box_in_centre(torch.from_numpy(np.asarray(box, np.float32)), self.crop).numpy()
+        return self.facts.stack.box_in_picture(shown)
 
     def _pictures(self, observations: Sequence[Observation]) -> Tensor:
         static, wrist = (camera.name for camera in self.spec.cameras)
@@ -199,7 +206,8 @@ class ReconVLA(TorchPolicy):
         Needs the head, and a thousand steps of it.
         """
         with torch.inference_mode():
-            believed = self.model.reconstruct(self._pictures(observations), self._asked(observations), generator)
+            seen = self._pictures([self.shown(one) for one in observations])
+            believed = self.model.reconstruct(seen, self._asked(observations), generator)
         shown: Float32 = ((believed.float() + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
         return shown
 
@@ -220,14 +228,18 @@ class ReconVLA(TorchPolicy):
         whole = np.concatenate([ids, np.full((len(ids), 1), self.facts.end_id)], axis=1)
         return torch.from_numpy(whole).to(self.settings.device)
 
+    def normalise(self, state: Scales, action: Scales) -> None:
+        """The state's third deviation becomes 1. Actions are read as they are: suites give them in [-1, 1]."""
+        self.state_map = Affine.of_deviation(state.mean, state.std, deviations=3.0)
+
     # To disk
 
-    def save(self, path: str | Path, provenance: Mapping[str, str]) -> None:
+    def save(self, path: str | Path, provenance: Mapping[str, str], dtype: torch.dtype | None = None) -> None:
         if self._left_out:
             raise UsageError(
                 "This would leave out the reconstruction head: say head=keep, or head=skip if you want that."
             )
-        super().save(path, provenance)
+        super().save(path, provenance, dtype)
 
     def saved_config(self) -> dict[str, Any]:
         return saved(self.model.sizes, self.facts)

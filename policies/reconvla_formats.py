@@ -25,6 +25,7 @@ from vla_bench.types import ActionSpec, Suite
 from .checkpoints import is_ours, read_json, read_ours, read_tensors, sha256_of
 from .conventions import CALVIN_ACTION, CALVIN_STATE
 from .normalisation import Affine
+from .recipes import CROP
 from .reconvla_language import LanguageSizes
 from .reconvla_model import HeadSizes, LatentSizes, ReconModel, ReconSizes, VisionSizes
 from .reconvla_pictures import Stack
@@ -56,8 +57,8 @@ _NEVER_READ = (f"{_TOWER}head.", f"{_TOWER}embeddings.position_ids")
 """SigLIP's pooling head, and a buffer that old versions of transformers saved."""
 
 TINY = ReconSizes(
-    VisionSizes(side=144, patch=12, width=128, depth=3, heads=4, mlp=512, select=-1),
-    LanguageSizes(TINY_VOCABULARY + 256, 128, depth=3, heads=4, kv_heads=2, mlp=384),
+    VisionSizes(side=96, patch=16, width=128, depth=2, heads=4, mlp=256, select=-1, stem="convolutions"),
+    LanguageSizes(TINY_VOCABULARY + 256, 128, depth=3, heads=4, kv_heads=2, mlp=256),
     HeadSizes(depth=2, width=64, heads=4, latents=LatentSizes(autoencoder=(), patch=4)),
 )
 
@@ -75,6 +76,8 @@ class Facts:
     chunk: int
     action: ActionSpec
     state: tuple[str, ...]
+    crop: float = 1.0
+    """Share of the views' sides that is read: the middle."""
     tower_frozen: bool = False
     """The vision tower does not learn, as in the released training."""
 
@@ -97,12 +100,13 @@ def untrained(suite: Suite, head: bool) -> Loaded:
     vision = TINY.vision
     facts = Facts(
         Stack(vision.side, vision.side, vision.grid, "rows"),
-        Wording(system=""),
+        Wording(system="", roles=False),
         bins_end=TINY_VOCABULARY + 256,
         end_id=EOS,
         chunk=CHUNK,
         action=suite.action,
         state=suite.state,
+        crop=CROP,
     )
     sizes = TINY if head else replace(TINY, head=None)
     identities = Affine.identity(len(suite.state)), Affine.identity(suite.action.dim)

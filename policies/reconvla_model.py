@@ -25,6 +25,7 @@ from vla_bench.errors import MissingPackage, UsageError
 
 from .reconvla_denoiser import DenoiserSizes, ReconDenoiser
 from .reconvla_language import Decoding, LanguageSizes, Memory, Qwen2, Turn, normal
+from .stem import Stem, put_stem
 
 _PATCHIFY = 2
 """FLUX's latents are folded two by two, so that they have the vision tower's grid."""
@@ -44,6 +45,8 @@ class VisionSizes:
     mlp: int = 4304
     select: int = -2
     """Which hidden state is read: -1 is after the last layer."""
+    stem: Stem = "patch"
+    """What makes tokens of pixels."""
 
     @property
     def grid(self) -> int:
@@ -156,7 +159,9 @@ class _Holder(nn.Module):
             patch_size=sizes.patch,
             vision_use_head=False,
         )
-        self.vision_model = SiglipVisionModel(config)
+        model: Any = SiglipVisionModel(config)
+        put_stem(model.embeddings, "patch_embedding", sizes.stem, sizes.width, sizes.patch)
+        self.vision_model = model
 
 
 class VisionTower(nn.Module):

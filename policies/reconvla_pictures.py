@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image as Pillow
 
-from vla_bench.types import Float32, Image
+from vla_bench.types import Attention, Float32, Image
 
 Stacking = Literal["rows", "halves"]
 
@@ -55,6 +55,24 @@ class Stack:
         """
         return self(_cropped(static, box), wrist)
 
+    def looked_at(self, weights: Float32, patch: int) -> tuple[Attention, Attention]:
+        """Attention (grid, grid) to the patches, `patch` pixels wide, as attention to the two views.
+
+        A patch across the cut belongs to both, to each with its part of the area. Pixels behind the last whole patch
+        are in none: 6 of SigLIP's 384.
+        """
+        whole, cut = self.model_side * self.side, self.above * self.model_side  # in pixels / side, to stay exact
+        step = patch * self.side
+        upper, lower = -(-cut // step), cut // step
+        right = self.grid * step / whole
+        return (
+            Attention(weights[:upper], (0.0, 0.0, right, upper * step / cut)),
+            Attention(
+                weights[lower:],
+                (0.0, (lower * step - cut) / (whole - cut), right, (self.grid * step - cut) / (whole - cut)),
+            ),
+        )
+
     def box_in_picture(self, box: ArrayLike) -> Float32:
         """Where a box (..., 4) of the third-person view is in the stacked picture, as shares of its sides."""
         share = np.float32(self.above / self.side)
@@ -80,5 +98,6 @@ def _through_jpeg(picture: Image) -> Image:
 
 
 def _scaled(picture: Image, side: int) -> Float32:
-    fitted = Pillow.fromarray(picture).resize((side, side), Pillow.Resampling.BICUBIC)
+    same = picture.shape[:2] == (side, side)
+    fitted = picture if same else Pillow.fromarray(picture).resize((side, side), Pillow.Resampling.BICUBIC)
     return (np.asarray(fitted, np.float32) / 127.5 - 1.0).transpose(2, 0, 1)

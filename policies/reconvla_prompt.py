@@ -45,6 +45,8 @@ class Wording:
     twice: bool = True
     """The instruction stands before the picture too, so that causal attention lets the patches know it."""
     stray_ids: bool = False
+    roles: bool = True
+    """Who speaks is said. Without, the prompt is the instruction and the state."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class PromptWriter:
         return Prompt(self._before(instruction), self._after(instruction, self.bins.encode(state).tolist()))
 
     def _before(self, instruction: str) -> list[int]:
-        opening = f"{self.wording.system} USER: ".lstrip()
+        opening = f"{self.wording.system} USER: ".lstrip() if self.wording.roles else ""
         return self.tokenizer.encode(f"{opening}{instruction}\n" if self.wording.twice else opening)
 
     def _after(self, instruction: str, state: list[int]) -> list[int]:
@@ -73,7 +75,7 @@ class PromptWriter:
 
     @cached_property
     def _assistant(self) -> list[int]:
-        return self.tokenizer.encode(_ASSISTANT)
+        return self.tokenizer.encode(_ASSISTANT) if self.wording.roles else []
 
 
 def base_vocabulary(tokenizer: JsonTokenizer) -> int:

@@ -17,7 +17,7 @@ import contextlib
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
@@ -26,10 +26,14 @@ import torch
 from torch import Tensor, nn
 
 from vla_bench.errors import UsageError
-from vla_bench.types import ActionChunk, Camera, Episode, Float32, Observation, PolicySpec, Suite
+from vla_bench.learning import Recipe, Scales
+from vla_bench.types import ActionChunk, Attention, Camera, Episode, Float32, Observation, PolicySpec, Suite
 
+from .augmentation import box_in_whole, centre
 from .checkpoints import Checkpoint, write_ours
 from .normalisation import Affine
+from .recipes import RECIPES
+from .training import Trainer
 
 SMALL = 20e6
 """Parameters below which a model is not worth a second CPU thread."""
@@ -79,7 +83,8 @@ class Batch:
     """Demonstrations to learn from. B samples, T control steps of history (the last is now), H actions."""
 
     images: Mapping[str, Tensor]
-    """Camera name to uint8 (B, T, height, width, 3), upright RGB."""
+    """Camera name to uint8 (B, T, height, width, 3), upright RGB; cropped already, where the policy learns from crops.
+    """
     state: Tensor
     """float32 (B, T, S), as the suite gives it."""
     instructions: Sequence[str]
@@ -96,8 +101,8 @@ class Acted(NamedTuple):
 
     actions: Float32
     """(B, H, A), as the suite takes them."""
-    attention: Float32 | None = None
-    """(B, rows, columns), each summing to 1, over the picture that the policy says."""
+    attention: Sequence[Mapping[str, Attention]] = ()
+    """(B,) over the pictures as the model was shown them; empty when not asked for."""
 
 
 @dataclass
@@ -123,8 +128,14 @@ class Stopwatch:
 class TorchPolicy:
     """A policy around one `nn.Module`."""
 
-    def __init__(self, spec: PolicySpec, model: nn.Module, settings: Settings) -> None:
+    draws: int = 1
+    """Noise levels that `losses` draws per sample, where there is noise."""
+    crop: float
+    """Share of the pictures' sides that the model is shown: the middle; anywhere while it learns."""
+
+    def __init__(self, spec: PolicySpec, model: nn.Module, settings: Settings, crop: float = 1.0) -> None:
         self.spec = spec
+        self.crop = crop
         self.model = model.eval()
         self.settings = settings
         if settings.device.type == "cpu" and sum(p.numel() for p in model.parameters()) < SMALL:
@@ -148,6 +159,14 @@ class TorchPolicy:
     def saved_normalisation(self) -> dict[str, Affine]:
         """What our normalisation.json must say."""
 
+    def recipe(self) -> Recipe:
+        """What its family is trained with by default at size tiny."""
+        return RECIPES[self.spec.name]
+
+    @abstractmethod
+    def normalise(self, state: Scales, action: Scales) -> None:
+        """From now on the model's numbers are scaled by these statistics, in the way of its paper."""
+
     def saved_tokenizer(self) -> str | None:
         """The text of our tokenizer.json, None where no text is read."""
         return None
@@ -164,28 +183,58 @@ class TorchPolicy:
 
     def _answers(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         watch = Stopwatch(self.settings.device)
-        acted = self.act(observations, watch)
-        maps = [None] * len(observations) if acted.attention is None else list(acted.attention)
+        acted = self.act([self.shown(one) for one in observations], watch)
+        maps = acted.attention or [{}] * len(observations)
         return [
-            ActionChunk(actions, dict(watch.stages), attention)
+            ActionChunk(actions, dict(watch.stages), self._uncropped(attention))
             for actions, attention in zip(acted.actions, maps, strict=True)
         ]
 
+    def _uncropped(self, attention: Mapping[str, Attention]) -> dict[str, Attention]:
+        """Attention over the pictures as shown, as attention over the whole ones."""
+        sizes = {camera.name: (camera.height, camera.width) for camera in self.spec.cameras}
+        return {
+            name: replace(given, box=box_in_whole(given.box, sizes[name], self.crop))
+            for name, given in attention.items()
+        }
+
+    def shown(self, observation: Observation) -> Observation:
+        """The observation with the middle of its pictures, if the model learnt from crops."""
+        if self.crop == 1:
+            return observation
+        images = {name: centre(picture, self.crop) for name, picture in observation.images.items()}
+        return replace(observation, images=images, earlier=tuple(map(self.shown, observation.earlier)))
+
+    # What the training calls
+
+    def learner(self, recipe: Recipe, state: Scales, action: Scales, seed: int, threads: int) -> Trainer:
+        """Itself in training, its numbers normalised by these statistics. Its weights change in place."""
+        self.normalise(state, action)
+        return Trainer(self, recipe, seed, threads)
+
     # To disk
 
-    def save(self, path: str | Path, provenance: Mapping[str, str]) -> None:
-        """Write a checkpoint directory of ours; `provenance` are the lines of its card. Raises UsageError."""
+    def save(self, path: str | Path, provenance: Mapping[str, str], dtype: torch.dtype | None = None) -> None:
+        """Write a checkpoint directory of ours; `provenance` are the lines of its card. Raises UsageError.
+
+        `dtype` is that of its floating-point tensors, the model's own when absent.
+        """
         write_ours(
             path,
             Checkpoint(
                 config={"policy": self.spec.name, **self.saved_config()},
-                tensors={name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()},
+                tensors={name: _stored(tensor, dtype) for name, tensor in self.model.state_dict().items()},
                 normalisation=self.saved_normalisation(),
                 sha256="",
                 tokenizer=self.saved_tokenizer(),
                 provenance=provenance,
             ),
         )
+
+
+def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().cpu().to(wanted)
 
 
 def noise(observations: Sequence[Observation], shape: Sequence[int], device: torch.device) -> Tensor:

@@ -96,8 +96,8 @@ def painted(target: np.ndarray, yaw: float) -> np.ndarray:
 
 def seen_spot(image: np.ndarray, channel: int) -> np.ndarray:
     weight = image[..., channel].astype(float) + 1e-6
-    rows, columns = np.mgrid[:64, :64]
-    return np.array([(rows * weight).sum(), (columns * weight).sum()]) / weight.sum() / 63 - 0.5
+    pixel = np.arange(64)
+    return np.array([pixel @ weight.sum(axis=1), pixel @ weight.sum(axis=0)]) / weight.sum() / 63 - 0.5
 
 
 def moved(
@@ -279,21 +279,6 @@ class HalfBlind(Reacher):
     def __init__(self, suite: Suite) -> None:
         super().__init__(suite)
         self.spec = replace(self.spec, cameras=suite.cameras)
-
-
-class Noisy(Reacher):
-    """A right adapter of a mediocre policy: slower than the expert, and shaky."""
-
-    def __init__(self, suite: Suite, gain: float = 0.18, noise: float = 0.15) -> None:
-        super().__init__(suite, gain)
-        self.noise = noise
-
-    def infer(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        return [ActionChunk(self._shaken(seen)) for seen in observations]
-
-    def _shaken(self, seen: Observation) -> np.ndarray:
-        noise = np.random.default_rng(seen.seed).normal(0, self.noise, (self.chunk, 7))
-        return np.clip(self.plan(seen) + noise, -1, 1).astype(np.float32)
 
 
 class Untrained(Reacher):

@@ -12,7 +12,7 @@ import fakes
 import numpy as np
 import pytest
 
-from vla_bench import demonstrations
+from vla_bench import dataset_lerobot, demonstrations
 from vla_bench.cli import main
 from vla_bench.collect import CollectConfig, collect
 from vla_bench.config import RunConfig
@@ -56,6 +56,9 @@ class RecordingToy(fakes.ToyEnv):
             physics = np.array([step, *seen.state], np.float64)
             thing = [*self.thing, ("ball",)][step]
             yield Shot(step, {"eye": image}, {"eye": mask}, thing, seen.state, np.zeros(7), physics, seen.instruction)
+
+    def gaze(self) -> dict[str, np.ndarray]:
+        return {}
 
 
 def suite(name: str = "recorded toy", max_steps: int = 40) -> Suite:
@@ -273,6 +276,23 @@ def test_ctrl_c_loses_no_finished_episode(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(calls) == 3 + 4
 
 
+def test_a_disk_that_was_full_while_the_data_set_was_written_is_told_and_got_over(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(dataset_lerobot, "_write_meta", full)
+        with pytest.raises(UsageError, match=r"Could not write the data sets to .* \(No space left on device\)"):
+            collect(config(tmp_path / "out"))
+    assert not (tmp_path / "out/lerobot").exists()
+    assert collect(config(tmp_path / "out")).kept == 6
+    assert sorted(entry.name for entry in (tmp_path / "out").iterdir()) == ["hdf5", "lerobot", "parts", "runs"]
+    name = "lerobot/data/chunk-000/file-000.parquet"
+    assert (tmp_path / "out" / name).read_bytes() == (toy / name).read_bytes()
+
+
 def test_workers_write_the_same_data(toy: Path, tmp_path: Path) -> None:
     assert collect(config(tmp_path / "two", workers="2")).kept == 6
     name = "lerobot/data/chunk-000/file-000.parquet"
@@ -310,6 +330,12 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(UsageError, match=r"holds thesis\.tex, so it is no collection"):
         collect(config(tmp_path, overwrite=True))
+
+
+def test_what_earlier_commands_collected_is_counted_too(tmp_path: Path) -> None:
+    collect(config(tmp_path / "out", episodes=4))
+    again = collect(config(tmp_path / "out", episodes=2))
+    assert (again.played, again.kept) == (4, 4)
 
 
 def test_other_noise_is_another_collection(toy: Path) -> None:
@@ -422,6 +448,26 @@ def test_pictures_do_not_change_when_masks_are_painted() -> None:
             np.testing.assert_array_equal(before[camera], shot.images[camera])
             np.testing.assert_array_equal(before[camera], after[camera])
     assert all(shot.masks["agentview"].any() for shot in shots)
+    env.close()
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize(("suite_name", "task"), [("robosuite", "NutAssemblySquare"), ("libero_spatial", "0")])
+def test_painting_only_what_moved_changes_no_pixel(suite_name: str, task: str) -> None:
+    """In scenes with many mirrors and with one; tests/test_envs_truth.py compares with upstream's own pictures."""
+    made = make_suite(suite_name, ["resolution=96"])
+    env = made.make_env(made.task(made.names[int(task)] if task.isdecimal() else task), ())
+    env.record(1)
+    env.reset_trial(0, 0)
+    env.advance(np.repeat(np.random.default_rng(0).uniform(-1, 1, (2, 7)), 3, axis=0).astype(np.float32))
+    in_turn = [(frame.images, shot.masks) for frame, shot in zip(env.film(), env.shots(), strict=True)]  # type: ignore[attr-defined]
+    for kept, (images, masks) in reversed(list(zip(env._reel, in_turn, strict=True))):  # type: ignore[attr-defined]
+        env._painter._forget()  # type: ignore[attr-defined]
+        alone = env._painter.paint(kept.still, made.cameras)  # type: ignore[attr-defined]
+        regions = env._painter.segment(kept.still, made.cameras, kept.goal)  # type: ignore[attr-defined]
+        for camera in images:
+            np.testing.assert_array_equal(images[camera], alone[camera])
+            np.testing.assert_array_equal(masks[camera], regions[camera])
     env.close()
 
 

@@ -12,7 +12,9 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = (
     {"types", "errors"},
+    {"learning"},
     {"config", "geometry", "registry", "chunking", "store", "provenance", "stats", "gl", "video", "published"}
+    | {"grounding", "grounding_table", "overlay"}
     | {f"stats_{topic}" for topic in ("anytime", "chains", "many", "paired", "planning", "tasks", "unpaired")},
     {"rollout", "chains", "tables", "gym", "recording"},
     {"demonstrations", "dataset_hdf5", "dataset_lerobot", "recorded"},
@@ -30,6 +32,9 @@ LAYERS = (
         "duel",
         "doctor",
         "collect",
+        "train",
+        "train_log",
+        "training_data",
         "probe",
         "probe_inputs",
         "sights",
@@ -41,7 +46,7 @@ LAYERS = (
 """The engine, lowest first: a module imports from its own layer or a lower one, never in a circle."""
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 ADAPTERS = ("envs", "policies")
-FOR_ADAPTERS = {"types", "errors", "geometry", "images", "stats", "chunking", "gl"}
+FOR_ADAPTERS = {"types", "errors", "learning", "geometry", "images", "stats", "chunking", "gl"}
 """Nouns and pure helpers."""
 EXCEPTIONS = {("policies/replay.py", "recorded"), ("policies/noisy.py", "registry")}
 """Replay plays the actions of stored episodes; noise is put on the actions of any other policy."""

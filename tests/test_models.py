@@ -80,7 +80,7 @@ def test_a_tiny_model_answers_for_any_suite(name: str) -> None:
         policy = tiny(name, suite)
         check_compatible(policy, suite)
         chunks = policy.infer(seen(suite, [1, 2], policy.spec.history))
-        check_chunks(chunks, 2, suite.action.dim, name)
+        check_chunks(chunks, 2, policy.spec)
         assert {len(chunk.actions) for chunk in chunks} == {policy.spec.chunk}
         assert re.match(r"untrained random weights, size tiny, \d+\.\d M parameters", policy.spec.note)
         assert 0.3e6 < sum(p.numel() for p in policy.model.parameters()) < 6e6

@@ -963,6 +963,7 @@ def test_what_is_behind_the_end_of_an_episode_does_not_count(head):
 
 def test_the_regression_loss_is_the_mean_absolute_error_of_what_is_answered():
     policy = OpenVLA(suite(), size="tiny", head="l1", device="cpu")
+    policy.crop = 1.0  # `losses` takes pictures as they are to be shown
     batch = batch_of(2)
     with torch.no_grad():
         loss = policy.losses(batch, torch.Generator())["loss"]

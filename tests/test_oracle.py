@@ -102,6 +102,30 @@ def test_what_is_imagined_is_what_will_happen(env: Any) -> None:
 
 
 @pytest.mark.sim
+def test_what_takes_longer_than_the_episode_is_not_imagined_to_its_end(env: Any) -> None:
+    env.reset_trial(0, 0)
+    env.advance(np.zeros((env.task.max_steps - 20, 7), np.float32))
+    scene = scenes.Scene(env, SUITE.action)
+    with scene.imagine() as play:
+        assert not scenes.play_out(scene, itertools.repeat(np.zeros(7, np.float32)), play)
+        assert scene.over
+    assert scene.steps_imagined == 20
+    assert not scene.over
+
+
+@pytest.mark.sim
+def test_oracle_gives_up_after_so_much_planning(env: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scenes, "_MOST_IMAGINED", 500)
+    env.reset_trial(0, 0)
+    scene = scenes.Scene(env, SUITE.action)
+    plans = 0
+    while not scene.given_up:
+        assert scene.steps_imagined < scene.patience(1000) <= 500
+        plans += 1
+    assert 1 < plans < 10
+
+
+@pytest.mark.sim
 @pytest.mark.parametrize(
     ("suite_name", "task"),
     [
@@ -111,6 +135,8 @@ def test_what_is_imagined_is_what_will_happen(env: Any) -> None:
         ("libero_goal", "turn_on_the_stove"),
         ("libero_goal", "put_the_bowl_on_the_stove"),
         ("libero_goal", "open_the_middle_drawer_of_the_cabinet"),
+        ("libero_goal", "push_the_plate_to_the_front_of_the_stove"),  # slid: its rim cannot be gripped
+        ("libero_90", "KITCHEN_SCENE5_put_the_ketchup_in_the_top_drawer_of_the_cabinet"),  # too tall to stand in there
     ],
 )
 def test_oracle_solves_one_task_of_each_kind(suite_name: str, task: str) -> None:

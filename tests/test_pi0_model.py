@@ -35,7 +35,8 @@ VARIANTS = ("pi0", "pi05")
 def random_model(variant, **changes) -> Pi0Model:
     """Random weights with norms that matter."""
     torch.manual_seed(7)
-    model = Pi0Model(replace(tiny(variant, 50, horizon=5), **changes)).eval()
+    official = {"image": 56, "patch": 14, "stem": "patch", "vision_width": 64, "vision_mlp": 128}
+    model = Pi0Model(replace(tiny(variant, 50, horizon=5), **{**official, **changes})).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.randn_like(parameter) * (0.3 if "norm" in name or "bias" in name else 0.08))

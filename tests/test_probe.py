@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,30 +16,35 @@ from vla_bench import probe
 from vla_bench.chunking import RecedingHorizon
 from vla_bench.cli import main
 from vla_bench.doctor import Check, exit_code
+from vla_bench.errors import UsageError
 from vla_bench.examine import examine_policy
 from vla_bench.inference import LocalPolicy
 from vla_bench.probe import Moments, Reading
 from vla_bench.probe_inputs import confusions, orientation
+from vla_bench.recording import Recorded
 from vla_bench.registry import make_policy, make_suite
-from vla_bench.rollout import Actor, Stage
-from vla_bench.sights import Tour, expert_episodes
+from vla_bench.rollout import Actor, Rollout, Stage, attach
+from vla_bench.sights import Ending, Expert, Sight, Tour, oracle_expert
 from vla_bench.types import ActionChunk, Episode, Float32, Observation, Policy, PolicySpec, Suite
 
 SUITE = reach_world.suite()
-Scripts = Mapping[Episode, Float32]
 
 
 @pytest.fixture(scope="module")
-def scripts() -> Scripts:
-    """The actions of eight episodes in the toy world, all solved."""
+def expert() -> Expert:
+    """Six episodes in the toy world, all solved."""
     stage = Stage(SUITE, ("table",), Actor(LocalPolicy(reach_world.Reacher(SUITE, chunk=1)), RecedingHorizon()))
-    rollouts = [stage.play(Episode(SUITE.name, task, trial, 0)) for task in SUITE.names for trial in range(4)]
+    rollouts = [stage.play(Episode(SUITE.name, task, trial, 0)) for task in SUITE.names for trial in range(3)]
     assert all(rollout.result.success for rollout in rollouts)
-    return {rollout.result.episode: rollout.actions for rollout in rollouts}
+    return Expert("the expert", len(rollouts), {rollout.result.episode: recorded(rollout) for rollout in rollouts})
 
 
-def examined(policy: Policy, scripts: Scripts, suite: Suite = SUITE) -> list[Check]:
-    return examine_policy(policy, suite, dict(scripts), "the expert")
+def recorded(rollout: Rollout) -> Recorded:
+    return Recorded(rollout.actions, True, rollout.result.final_fingerprint)
+
+
+def examined(policy: Policy, expert: Expert, suite: Suite = SUITE) -> list[Check]:
+    return examine_policy(policy, Tour(suite, policy.spec, expert, attach(policy)))
 
 
 def faults(checks: Sequence[Check]) -> dict[str, str]:
@@ -74,9 +79,9 @@ def notes(checks: Sequence[Check]) -> dict[str, str]:
     ],
 )
 def test_a_broken_adapter_is_named_by_its_fault_and_by_no_other(
-    broken: str, topic: str, said: str, scripts: Scripts
+    broken: str, topic: str, said: str, expert: Expert
 ) -> None:
-    checks = examined(getattr(reach_world, broken)(SUITE), scripts)
+    checks = examined(getattr(reach_world, broken)(SUITE), expert)
     assert list(faults(checks)) == [topic]
     assert said in faults(checks)[topic]
     assert exit_code(checks) == 1
@@ -115,8 +120,8 @@ class Shaken:
         ("PaddedChunk", "chunk"),
     ],
 )
-def test_the_fault_is_named_in_a_mediocre_policy_too(broken: str, topic: str, scripts: Scripts) -> None:
-    assert list(faults(examined(Shaken(getattr(reach_world, broken)(SUITE)), scripts))) == [topic]
+def test_the_fault_is_named_in_a_mediocre_policy_too(broken: str, topic: str, expert: Expert) -> None:
+    assert list(faults(examined(Shaken(getattr(reach_world, broken)(SUITE)), expert))) == [topic]
 
 
 @pytest.mark.parametrize(
@@ -124,16 +129,16 @@ def test_the_fault_is_named_in_a_mediocre_policy_too(broken: str, topic: str, sc
     [reach_world.Reacher(SUITE), reach_world.Reacher(SUITE, 0.15), Shaken(reach_world.Reacher(SUITE))],
     ids=["the expert", "a slow one", "a mediocre one"],
 )
-def test_a_sound_adapter_passes(sound: Policy, scripts: Scripts) -> None:
-    checks = examined(sound, scripts)
+def test_a_sound_adapter_passes(sound: Policy, expert: Expert) -> None:
+    checks = examined(sound, expert)
     assert faults(checks) == {}
     assert {"translation", "rotation", "gripper"} <= {check.name for check in checks if check.ok}
     assert exit_code(checks) == 0
 
 
-@pytest.mark.parametrize("weights", range(8))
-def test_an_untrained_network_is_called_that_and_not_accused(weights: int, scripts: Scripts) -> None:
-    checks = examined(reach_world.Untrained(SUITE, weights), scripts)
+@pytest.mark.parametrize("weights", range(4))
+def test_an_untrained_network_is_called_that_and_not_accused(weights: int, expert: Expert) -> None:
+    checks = examined(reach_world.Untrained(SUITE, weights), expert)
     assert faults(checks) == {}
     assert "nothing it answers resembles the expert" in notes(checks)["resemblance"]
 
@@ -145,21 +150,21 @@ def test_an_untrained_network_is_called_that_and_not_accused(weights: int, scrip
         ("random", "noise, drawn from the seed alone"),
     ],
 )
-def test_what_looks_at_nothing_is_said_to(name: str, said: str, scripts: Scripts) -> None:
-    checks = examined(make_policy(name, SUITE), scripts)
+def test_what_looks_at_nothing_is_said_to(name: str, said: str, expert: Expert) -> None:
+    checks = examined(make_policy(name, SUITE), expert)
     assert faults(checks) == {}
     assert said in notes(checks)["inputs"]
     assert "nothing it answers resembles the expert" in notes(checks)["resemblance"]
 
 
-def test_two_faults_are_both_named_where_they_do_not_hide_each_other(scripts: Scripts) -> None:
+def test_two_faults_are_both_named_where_they_do_not_hide_each_other(expert: Expert) -> None:
     class Both(reach_world.UpsideDown, reach_world.GripperReversed): ...
 
-    assert list(faults(examined(Both(SUITE), scripts))) == ["picture", "gripper"]
+    assert list(faults(examined(Both(SUITE), expert))) == ["picture", "gripper"]
 
 
-def test_two_episodes_are_too_few_to_accuse(scripts: Scripts) -> None:
-    few = dict(list(scripts.items())[:2])
+def test_two_episodes_are_too_few_to_accuse(expert: Expert) -> None:
+    few = expert._replace(solved=dict(list(expert.solved.items())[:2]))
     checks = examined(Shaken(reach_world.AxesExchanged(SUITE)), few)
     assert faults(checks) == {}
     assert "more --episodes may tell" in notes(checks)["translation"]
@@ -314,19 +319,64 @@ class Metric(reach_world.Reacher):
         self.spec = replace(self.spec, action=replace(suite.action, scale_m=1.0))
 
 
+# The references
+
+
+def test_the_report_says_how_the_expert_did_and_that_its_actions_do_the_same_again(expert: Expert) -> None:
+    found = {check.name: check for check in examined(make_policy("zero", SUITE), expert)}
+    assert (found["expert"].ok, found["replay"].ok) == (True, True)
+    assert found["expert"].detail == "the expert, 6 episodes of 2 tasks: 6 of 6 succeeded"
+    assert found["replay"].detail == "its actions played again: 6 of 6 succeed, 6 of 6 final states equal to the bit"
+
+
+def test_an_episode_that_ends_otherwise_when_played_again_is_said_and_left_out(expert: Expert) -> None:
+    first, *others = expert.solved
+    cut = {first: expert.solved[first]._replace(actions=expert.solved[first].actions[:-1])}
+    checks = examined(make_policy("zero", SUITE), expert._replace(solved=cut | {e: expert.solved[e] for e in others}))
+    said = notes(checks)["replay"]
+    assert said.startswith("its actions played again: 5 of 6 succeed, 5 of 6 final states equal to the bit")
+    assert "left out" in said
+
+
+def test_an_expert_that_never_succeeds_again_is_refused(expert: Expert) -> None:
+    cut = {episode: Recorded(told.actions[:2]) for episode, told in expert.solved.items()}
+    with pytest.raises(UsageError, match="None of the 6 episodes"):
+        examined(make_policy("zero", SUITE), expert._replace(solved=cut))
+
+
+class Raising(reach_world.Reacher):
+    def answer(self, seen: Observation) -> np.ndarray:
+        return self.plan(seen)[:, 7]
+
+
+def test_a_policy_that_raises_is_a_fault_with_the_line_to_look_at(expert: Expert) -> None:
+    (fault,) = [check for check in examined(Raising(SUITE), expert) if check.ok is False]
+    assert "IndexError" in fault.detail
+    assert Path(__file__).name in fault.fix
+
+
 # The real thing
+
+
+class Kept(Tour):
+    """Sights that were seen once, for every policy that looks at the same cameras."""
+
+    sights: Sequence[Sight] = ()
+
+    def __iter__(self) -> Iterator[Sight]:
+        self.ended = {e: Ending(True, told.final_fingerprint) for e, told in self.expert.solved.items()}
+        yield from self.sights
 
 
 class Memory:
     """Does what the oracle did where things looked most alike: goes by the pictures, turns by the state."""
 
-    def __init__(self, suite: Suite, scripts: Scripts) -> None:
+    def __init__(self, suite: Suite, expert: Expert, sights: Sequence[Sight]) -> None:
         self.spec = PolicySpec("memory", suite.action, suite.cameras[:1], suite.state, reach_world.CHUNK)
         self.broken = ""
-        sights = list(Tour(suite, self.spec, scripts))
         self.pictures = np.array([self._picture(sight.observation) for sight in sights])
         self.states = np.array([sight.observation.state[:6] for sight in sights])
-        self.chunks = [self._future(scripts[sight.episode], sight.step) for sight in sights]
+        self.chunks = [self._future(expert.solved[sight.episode].actions, sight.step) for sight in sights]
 
     def _future(self, actions: Float32, step: int) -> np.ndarray:
         rows = np.minimum(step + np.arange(self.spec.chunk), len(actions) - 1)
@@ -367,7 +417,7 @@ class Memory:
     def _nearest_turn(self, state: Float32) -> int:
         """Rotations compared as such: the same one has many axis-angles."""
         turns = Rotation.from_rotvec(self.states[:, 3:6]).inv() * Rotation.from_rotvec(state[3:6])
-        return int((turns.magnitude() + np.abs(self.states[:, :3] - state[:3]).sum(axis=1)).argmin())
+        return int(turns.magnitude().argmin())
 
 
 @pytest.fixture(scope="module")
@@ -377,27 +427,34 @@ def lift() -> Suite:
 
 
 @pytest.fixture(scope="module")
-def lifting(lift: Suite) -> Scripts:
-    """The oracle's actions in eight episodes of Lift."""
-    return expert_episodes(lift, [lift.task("Lift")], 8)
+def lifting(lift: Suite) -> Expert:
+    """The oracle in eight episodes of Lift."""
+    return oracle_expert(lift, [lift.task("Lift")], 8, print)
+
+
+@pytest.mark.sim
+def test_the_oracle_itself_passes_and_ends_in_the_same_states_again(lift: Suite, lifting: Expert) -> None:
+    few = Expert(lifting.name, 4, dict(list(lifting.solved.items())[:4]))
+    checks = examined(make_policy("oracle", lift), few, lift)
+    assert faults(checks) == {}
+    assert {"expert", "replay", "translation", "rotation", "gripper"} <= {check.name for check in checks if check.ok}
 
 
 @pytest.fixture(scope="module")
-def memory(lift: Suite, lifting: Scripts) -> Memory:
-    return Memory(lift, lifting)
+def lifted(lift: Suite, lifting: Expert) -> Kept:
+    """What a policy with one camera sees of them."""
+    spec = PolicySpec("any", lift.action, lift.cameras[:1], lift.state)
+    seen = Tour(lift, spec, lifting)
+    kept = Kept(lift, spec, lifting)
+    kept.sights = list(seen)
+    return kept
 
 
 @pytest.mark.sim
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", ["", "gripper", "orientation", "picture", "un-normalisation", "chunk"])
-def test_each_fault_is_named_on_the_real_lift(broken: str, memory: Memory, lift: Suite, lifting: Scripts) -> None:
+def test_each_fault_is_named_on_the_real_lift(broken: str, lifted: Kept, lift: Suite, lifting: Expert) -> None:
+    memory = Memory(lift, lifting, lifted.sights)
     memory.broken = broken
-    checks = examined(memory, lifting, lift)
+    checks = examine_policy(memory, lifted)
     assert list(faults(checks)) == ([broken] if broken else [])
-
-
-@pytest.mark.sim
-def test_the_oracle_itself_passes(lift: Suite, lifting: Scripts) -> None:
-    checks = examined(make_policy("oracle", lift), lifting, lift)
-    assert faults(checks) == {}
-    assert {"expert", "translation", "rotation", "gripper"} <= {check.name for check in checks if check.ok}

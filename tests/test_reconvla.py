@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ pytest.importorskip("transformers", reason="ReconVLA's vision tower is transform
 
 from reconvla_cases import FIRST, demonstrations, random_model, seen, toy_suite, write_released, write_tokenizer
 from safetensors.torch import load_file, save_file
+from vla_bench.policies.augmentation import kept
 from vla_bench.policies.reconvla import ReconVLA
 from vla_bench.policies.reconvla_formats import CALVIN_MEAN, CALVIN_STD, calvin_state
 from vla_bench.policies.reconvla_pictures import Stack
@@ -22,6 +24,7 @@ from vla_bench.policies.reconvla_prompt import SYSTEM, PromptWriter, Wording, ba
 from vla_bench.policies.tokens import ActionBins
 
 from vla_bench.errors import UsageError
+from vla_bench.grounding import inside_total, score
 
 TOY, CALVIN = toy_suite(), toy_suite(calvin=True, name="calvin_toy")
 INSTRUCTIONS = ("lift the red block", "close the drawer, then open it again", "push")
@@ -201,14 +204,44 @@ def test_answers_depend_on_pictures_state_and_instruction(released):
         assert not np.array_equal(policy.infer([changed])[0].actions, first), change
 
 
-def test_attention_is_a_map_of_the_picture_and_changes_no_action(tiny):
+def test_attention_is_told_for_both_views_and_changes_no_action(tiny):
     watching = ReconVLA(TOY, size="tiny", attention=True)
     for one, plain in zip(watching.infer(observations()), tiny.infer(observations()), strict=True):
-        assert one.attention.shape == (12, 12)
-        assert one.attention.min() > 0
-        assert one.attention.sum() == pytest.approx(1, abs=1e-5)
-        assert plain.attention is None
+        assert list(one.attention) == ["agentview", "hand"]
+        assert min(given.weights.min() for given in one.attention.values()) > 0
+        assert sum(map(inside_total, one.attention.values())) == pytest.approx(1, abs=1e-5)
+        for camera in TOY.cameras:
+            left, top, right, bottom = np.multiply(one.attention[camera.name].box, camera.width)
+            side = kept(camera.width, watching.crop)
+            assert left == pytest.approx((camera.width - side) // 2)
+            assert right == pytest.approx(left + side)
+            assert (top, bottom) == pytest.approx((left, right)), "an even grid, whole patches: no row is cut"
+        assert plain.attention == {}
         np.testing.assert_array_equal(one.actions, plain.actions)
+
+
+@pytest.mark.parametrize(("stacking", "above"), [("rows", 173), ("halves", 167)])
+def test_patches_of_the_stacked_picture_are_told_apart_by_view(stacking, above):
+    """Masks as tall as the views in the stacked picture, against every patch's rows there, one by one."""
+    weights = np.random.default_rng(0).random((27, 27)).astype(np.float32)
+    weights /= weights.sum()
+    views = Stack(334, 384, 27, stacking).looked_at(weights, patch=14)
+    borders = np.arange(28) * 14 * 334 / 384  # rows of the stacked picture
+    rows = np.random.default_rng(1).random(334) < 0.3
+    columns = np.arange(384) < 200
+    expected = 0.0
+    for row, (start, end) in enumerate(pairwise(borders)):
+        covered = sum(max(0.0, min(end, y + 1) - max(start, y)) for y in np.flatnonzero(rows)) / (end - start)
+        for column in range(27):
+            expected += weights[row, column] * covered * np.clip((200 - 14 * column) / 14, 0, 1)
+    masks = {"static": rows[:above, None] & columns, "wrist": rows[above:, None] & columns}
+    found = score(dict(zip(masks, views, strict=True)), masks)
+    assert sum(map(inside_total, views)) == pytest.approx(1, abs=1e-6)
+    assert found.share == pytest.approx(expected, rel=1e-5)
+    assert views[0].box[2] == pytest.approx(378 / 384), "the last six pixels are in no patch"
+    np.testing.assert_array_equal(views[0].weights, weights[: len(views[0].weights)])
+    np.testing.assert_array_equal(views[1].weights, weights[-len(views[1].weights) :])
+    assert len(views[0].weights) + len(views[1].weights) == 28, "one row of patches is cut"
 
 
 def test_numbers_after_an_early_end_are_zero_and_the_gripper_closes_in_calvin(released):

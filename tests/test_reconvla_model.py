@@ -202,8 +202,8 @@ def test_pixel_latents_turn_back_into_the_picture():
     from vla_bench.policies.reconvla_formats import TINY
 
     tiny = ReconModel(TINY)
-    pictures = torch.rand(2, 3, 48, 48)
-    assert tiny.latents(pictures).shape == (2, 48, 12, 12)
+    pictures = torch.rand(2, 3, 24, 24)
+    assert tiny.latents(pictures).shape == (2, 48, 6, 6)
     torch.testing.assert_close(tiny.picture(tiny.latents(pictures)), pictures)
 
 

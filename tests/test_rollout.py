@@ -10,9 +10,9 @@ import pytest
 
 from vla_bench.chunking import AdaptiveEnsemble, RecedingHorizon, TemporalEnsemble
 from vla_bench.errors import PolicyFailure, UsageError
-from vla_bench.inference import COLD_CALLS, LocalPolicy, check_chunks, check_compatible
+from vla_bench.inference import COLD_CALLS, LocalPolicy, check_compatible
 from vla_bench.rollout import Actor, Rollout, Stage, inference_seed
-from vla_bench.types import ActionChunk, Camera, Episode
+from vla_bench.types import Camera, Episode
 
 SUITE = fakes.suite()
 EPISODE = Episode("toy", "east", 3, seed=7)
@@ -163,15 +163,6 @@ def test_a_policy_that_means_something_else_is_refused(change: dict[str, object]
     with pytest.raises(UsageError, match="The policy 'walker'") as caught:
         check_compatible(policy, SUITE)
     assert said in str(caught.value)
-
-
-@pytest.mark.parametrize("attention", [np.zeros(3, np.float32), np.full((2, 2), np.nan), [["a"]]])
-def test_an_attention_that_is_no_picture_is_refused(attention: object) -> None:
-    chunk = ActionChunk(np.zeros((1, 2), np.float32), attention=attention)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match=r"returned an attention of shape .*expected finite float32 \(H, W\)"):
-        check_chunks([chunk], 1, 2, "walker")
-    looked = ActionChunk(np.zeros((1, 2), np.float32), attention=np.full((2, 2), 0.25, np.float32))
-    assert check_chunks([looked], 1, 2, "walker")[0].attention is not None
 
 
 @pytest.mark.parametrize("stages", [None, {"vision": float("nan")}, {"vision": "fast"}])

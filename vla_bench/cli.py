@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -48,6 +48,7 @@ Find out how good a vision-language-action policy is, on your own machine.
   leaderboard  all runs of a folder: one table per suite and protocol, letters for ranks
   report       a web page with tables, figures and films of runs
   collect      demonstrations by the scripted expert, as LeRobotDataset and HDF5
+  train        a small policy from demonstrations
   convert      an official checkpoint to a directory of ours, proved to answer the same
   list         suites, tasks of a suite, policies
   doctor       what this machine can run, and what to type where it cannot; which fault a policy's adapter has
@@ -168,7 +169,7 @@ class DoctorConfig:
     suite_args: tuple[str, ...] = ()
     """name=value ... for the suite."""
     recording: str | None = None
-    """The expert's actions: a file of `vla-bench run --record-actions`. The suite's oracle when absent."""
+    """The expert's actions: what `run --record-actions` or `collect` wrote. The suite's oracle when absent."""
     episodes: int = 8
     """Expert episodes to go along."""
     json: bool = False
@@ -212,6 +213,7 @@ def _dispatch(arguments: list[str]) -> int:
         "leaderboard": _leaderboard,
         "report": _report,
         "collect": _collect,
+        "train": _train,
         "convert": _convert,
         "list": _list,
         "doctor": _doctor,
@@ -421,6 +423,24 @@ def _collect(arguments: list[str]) -> int:
     return EXIT_DONE
 
 
+def _train(arguments: list[str]) -> int:
+    from vla_bench.registry import describe_policy_arguments
+    from vla_bench.train import TrainConfig, train
+
+    config = _parse(TrainConfig, "train", arguments)
+    if "help" in config.policy_args:
+        print(describe_policy_arguments(config.policy))
+        return EXIT_DONE
+    with _TrainProgress() as progress:
+        trained = train(config, progress)
+    if trained.done < trained.steps:
+        done = f"{trained.done} of {trained.steps} steps are kept in {config.folder}"
+        print(f"vla-bench: interrupted; {done}. The same command resumes.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    print(f"{trained.path}: {trained.steps} steps; the losses are in {trained.log}")
+    return EXIT_DONE
+
+
 def _convert(arguments: list[str]) -> int:
     from vla_bench.convert import ConvertConfig, convert
 
@@ -525,7 +545,7 @@ def _examine(config: DoctorConfig) -> list[Check]:
 
     fields = dataclasses.asdict(config)
     del fields["json"]
-    return examine(Examination(**fields))
+    return examine(Examination(**fields), lambda said: print(f"vla-bench: {said}", file=sys.stderr, flush=True))
 
 
 # Parsing
@@ -638,6 +658,31 @@ class _DuelProgress:
         self._bar.update(score.seen - self._bar.n)
         evidence = f"evidence {score.e_value:.3g} of {1 / score.alpha:.3g}"
         self._bar.set_postfix_str(f"A {score.successes_a}, B {score.successes_b} of {score.pairs}, {evidence}")
+
+
+class _TrainProgress:
+    """A progress bar of a training's steps with its losses, on stderr."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def __enter__(self) -> _TrainProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def start(self, note: str, done: int, steps: int) -> None:
+        from tqdm import tqdm
+
+        print(f"vla-bench: {note}", file=sys.stderr)
+        self._bar = tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True)
+
+    def step(self, losses: Mapping[str, float], validation: Mapping[str, float]) -> None:
+        said = {**losses, **({"validation": validation["loss"]} if validation else {})}
+        self._bar.set_postfix({name: f"{value:.4g}" for name, value in said.items()}, refresh=False)
+        self._bar.update()
 
 
 def _aligned(rows: Sequence[dict[str, Any]]) -> str:

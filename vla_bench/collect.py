@@ -7,6 +7,7 @@ once all episodes are played.
 
 from __future__ import annotations
 
+import errno
 import math
 import shutil
 from collections.abc import Iterator, Sequence
@@ -76,14 +77,12 @@ class Collected(NamedTuple):
 
     outcomes: Sequence[Outcome]
     """One per seed."""
+    played: int
+    """Episodes in the folder, those of earlier commands included."""
     kept: int
     frames: int
     written: Sequence[Path]
     """The data sets; none while episodes are missing."""
-
-    @property
-    def played(self) -> int:
-        return sum(outcome.judged for outcome in self.outcomes)
 
 
 def collect(config: CollectConfig, watcher: Watcher | None = None) -> Collected:
@@ -98,12 +97,11 @@ def collect(config: CollectConfig, watcher: Watcher | None = None) -> Collected:
     for each in rounds(config, tasks):
         outcomes.append(run(each, watcher, PartKeeper(out / PARTS)))
         if outcomes[-1].judged < outcomes[-1].planned:
-            return Collected(outcomes, 0, 0, ())
-    parts = _parts(out)
-    if not parts:
-        return Collected(outcomes, 0, 0, ())
-    frames = sum(row.steps for row, _ in parts)
-    return Collected(outcomes, len(parts), frames, write(out, suite, parts, config.formats))
+            return Collected(outcomes, len(_rows(out)), 0, 0, ())
+    rows = _rows(out)
+    parts = _parts(out, rows)
+    written = write(out, suite, parts, config.formats) if parts else ()
+    return Collected(outcomes, len(rows), len(parts), sum(row.steps for row, _ in parts), written)
 
 
 def rounds(config: CollectConfig, tasks: Sequence[Task]) -> Iterator[RunConfig]:
@@ -129,17 +127,23 @@ def _make_room(out: Path, overwrite: bool) -> None:
     """Raises UsageError when the folder holds something that is no collection."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file, expected a folder: choose another --out.")
-    strangers = {entry.name for entry in out.iterdir()} - {RUNS, PARTS, HDF5, LEROBOT} if out.exists() else set()
+    ours = (RUNS, PARTS, HDF5, LEROBOT, dataset_lerobot.half_written(out / LEROBOT).name)
+    strangers = {entry.name for entry in out.iterdir()} - set(ours) if out.exists() else set()
     if strangers:
         raise UsageError(f"{out} holds {sorted(strangers)[0]}, so it is no collection: choose another --out.")
     if overwrite:
-        for name in (RUNS, PARTS, HDF5, LEROBOT):
+        for name in ours:
             shutil.rmtree(out / name, ignore_errors=True)
 
 
-def _parts(out: Path) -> list[tuple[EpisodeResult, Path]]:
-    """All successes of the folder in a fixed order, and their files. Raises UsageError if one is missing."""
-    rows = [row for run in sorted((out / RUNS).iterdir()) if (run / EPISODES).is_file() for row in read_episodes(run)]
+def _rows(out: Path) -> list[EpisodeResult]:
+    """All judged episodes of the folder."""
+    runs = [run for run in sorted((out / RUNS).iterdir()) if (run / EPISODES).is_file()]
+    return [row for run in runs for row in read_episodes(run) if row.success is not None]
+
+
+def _parts(out: Path, rows: Sequence[EpisodeResult]) -> list[tuple[EpisodeResult, Path]]:
+    """The successes in a fixed order, and their files. Raises UsageError if one is missing."""
     rows = sorted((row for row in rows if row.success), key=lambda row: (row.task, row.seed, row.trial))
     parts = [(row, part_file(out / PARTS, row.episode)) for row in rows]
     if lost := [file for _, file in parts if not file.is_file()]:
@@ -148,7 +152,17 @@ def _parts(out: Path) -> list[tuple[EpisodeResult, Path]]:
 
 
 def write(out: Path, suite: Suite, parts: Sequence[tuple[EpisodeResult, Path]], formats: Sequence[str]) -> list[Path]:
-    """The data sets in those formats, an episode at a time."""
+    """The data sets in those formats, an episode at a time. Raises UsageError when the disk is full."""
+    try:
+        return _write(out, suite, parts, formats)
+    except OSError as error:
+        raise UsageError(
+            f"Could not write the data sets to {out} ({error.strerror or error}): mend that and give the same command "
+            "again; all episodes are kept."
+        ) from error
+
+
+def _write(out: Path, suite: Suite, parts: Sequence[tuple[EpisodeResult, Path]], formats: Sequence[str]) -> list[Path]:
     written = []
     if LEROBOT in formats:
         written.append(dataset_lerobot.write_lerobot(out / LEROBOT, suite, _load(parts)))
@@ -156,9 +170,16 @@ def write(out: Path, suite: Suite, parts: Sequence[tuple[EpisodeResult, Path]], 
         for task in suite.tasks:
             of_task = [part for part in parts if part[0].task == task.name]
             if of_task:
+                _need(out, dataset_hdf5.space_needed(suite, len(of_task), sum(row.steps for row, _ in of_task)))
                 dataset_hdf5.write_hdf5(out / HDF5, suite, task, _load(of_task))
         written.append(out / HDF5)
     return written
+
+
+def _need(out: Path, space: int) -> None:
+    """Raises OSError when the disk has no such space, in bytes: the HDF5 library may crash when it runs full."""
+    if shutil.disk_usage(out).free < space:
+        raise OSError(errno.ENOSPC, f"{space / 2**20:.0f} MiB are needed, there is less")
 
 
 def _load(parts: Sequence[tuple[EpisodeResult, Path]]) -> Iterator[Demonstration]:

@@ -130,7 +130,7 @@ def write_lerobot(folder: Path, suite: Suite, demos: Iterable[Demonstration]) ->
     """
     if folder.exists() and not (folder / INFO).is_file():
         raise UsageError(f"{folder} is no LeRobotDataset (it has no {INFO}): move it away, or choose another --out.")
-    half = folder.with_name(folder.name + ".partial")
+    half = half_written(folder)
     shutil.rmtree(half, ignore_errors=True)
     features, written = features_of(suite), _Written()
     _write_data(half, features, demos, written)
@@ -139,6 +139,11 @@ def write_lerobot(folder: Path, suite: Suite, demos: Iterable[Demonstration]) ->
         shutil.rmtree(folder)
     half.rename(folder)
     return folder
+
+
+def half_written(folder: Path) -> Path:
+    """Where the data set is until it is whole."""
+    return folder.with_name(folder.name + ".partial")
 
 
 def _write_data(

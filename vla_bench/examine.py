@@ -6,6 +6,7 @@ tell what hundreds of failed episodes would not.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,15 +23,16 @@ from vla_bench.rollout import attach
 from vla_bench.runner import select_tasks
 from vla_bench.sights import (
     Sight,
+    Tell,
     Tour,
     ask,
     ask_alone,
     ask_together,
-    expert_episodes,
-    recorded_episodes,
+    oracle_expert,
+    recorded_expert,
     stacked,
 )
-from vla_bench.types import Episode, Float32, Observation, Policy, PolicySpec, Suite, Task
+from vla_bench.types import Float32, Observation, Policy, PolicySpec, Suite, Task
 
 TASKS = 3  # of a suite, when none is named
 SCREEN = 3  # confusions are tried at every third moment first
@@ -41,12 +43,13 @@ ROUNDING = 1e-2  # of the largest answer: bfloat16 keeps 8 bits
 
 @dataclass(frozen=True)
 class Patient:
-    """The policy, what it is asked at, and the suite these moments are of."""
+    """The policy, the moments of the expert at which it is asked, and what it answered."""
 
     spec: PolicySpec
-    suite: Suite
+    tour: Tour
     answers: LocalPolicy
     sights: Sequence[Sight]
+    chunks: Sequence[Float32]
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,10 @@ class Examination:
     episodes: int = 8
 
 
-def examine(asked: Examination) -> list[Check]:
+def examine(asked: Examination, tell: Tell = lambda _: None) -> list[Check]:
     """Every finding, in reading order. Raises UsageError for what is no fault of the adapter."""
     suite = make_suite(asked.suite, asked.suite_args)
+    tasks = _tasks(suite, asked.task)
     policy = make_policy(asked.policy, suite, asked.checkpoint, asked.policy_args)
     try:
         check_compatible(policy, suite)
@@ -74,12 +78,12 @@ def examine(asked: Examination) -> list[Check]:
         return [
             Check("conventions", False, str(error), "say in spec what the model was trained for, and convert to it")
         ]
-    tasks = _tasks(suite, asked.task)
+    tell("an expert plays, its episodes are played again and the policy is asked: one to three minutes in all.")
     if asked.recording is None:
-        scripts, expert = expert_episodes(suite, tasks, asked.episodes), "the oracle"
+        expert = oracle_expert(suite, tasks, asked.episodes, tell)
     else:
-        scripts, expert = recorded_episodes(asked.recording, suite, tasks, asked.episodes), asked.recording
-    return examine_policy(policy, suite, scripts, expert)
+        expert = recorded_expert(asked.recording, suite, tasks, asked.episodes)
+    return examine_policy(policy, Tour(suite, policy.spec, expert, attach(policy)), tell)
 
 
 def _tasks(suite: Suite, wanted: Sequence[str]) -> list[Task]:
@@ -90,47 +94,75 @@ def _tasks(suite: Suite, wanted: Sequence[str]) -> list[Task]:
     return [suite.tasks[index] for index in picked]
 
 
-def examine_policy(policy: Policy, suite: Suite, scripts: dict[Episode, Float32], expert: str) -> list[Check]:
-    """Every finding about a policy that agrees with the suite's conventions, against those actions of an expert."""
-    answers = LocalPolicy(policy)
-    tour = Tour(suite, policy.spec, scripts, attach(policy))
-    sights: list[Sight] = []
-
-    def noted() -> Iterator[Sight]:
-        for sight in tour:
-            sights.append(sight)
-            yield sight
-
-    try:
-        if not policy.spec.privileged:
-            list(noted())
-        chunks = ask(answers, noted() if policy.spec.privileged else sights)
-        patient = Patient(policy.spec, suite, answers, sights)
-        return [
-            Check("conventions", True, "actions, cameras and state are the suite's"),
-            _expert(expert, tour, sights),
-            _chunks(policy.spec, chunks),
-            *_habits(patient, chunks),
-            *_comparison(patient, chunks, tuple(scripts.values())),
-        ]
+def examine_policy(policy: Policy, tour: Tour, tell: Tell = lambda _: None) -> list[Check]:
+    """Every finding about a policy that agrees with the suite's conventions. Raises UsageError for a useless expert."""
+    findings = [Check("conventions", True, "actions, cameras and state are the suite's")]
+    answers, name, sights = LocalPolicy(policy), policy.spec.name, list[Sight]()
+    tell(f"{len(tour.expert.solved)} episodes of {tour.expert.name} are played again for {name} to look at.")
+    if not policy.spec.privileged:
+        sights += tour
+        tell(f"{name} is asked at {len(sights)} moments.")
+    try:  # a privileged policy looks into the simulator, which must stand at the moment
+        chunks = ask(answers, _noted(tour, sights) if policy.spec.privileged else sights, tell=tell)
     except (UsageError, PolicyFailure) as error:
-        return [Check("answers", False, str(error), "the adapter must answer every observation with finite numbers")]
+        return [*findings, _unanswered(error)]
+    findings += _references(tour)
+    shown = [row for row, sight in enumerate(sights) if tour.ended[sight.episode].success]
+    patient = Patient(policy.spec, tour, answers, [sights[row] for row in shown], [chunks[row] for row in shown])
+    try:
+        return [*findings, _chunks(patient), *_habits(patient), *_comparison(patient, tell)]
+    except (UsageError, PolicyFailure) as error:
+        return [*findings, _unanswered(error)]
 
 
-def _expert(expert: str, tour: Tour, sights: Sequence[Sight]) -> Check:
-    scripts = tour.scripts
-    tasks = ", ".join(dict.fromkeys(episode.task for episode in scripts))
-    said = f"{expert}: {len(scripts)} episodes ({tasks}), asked at {len(sights)} moments"
-    if len(tour.solved) < len(scripts):
-        again = f"{said}; played again, {len(tour.solved)} of them succeeded"
-        return Check("expert", None, again, "a recording of another suite version? the comparison may mean little")
-    return Check("expert", True, f"{said}; played again, all succeeded")
+def _noted(tour: Tour, sights: list[Sight]) -> Iterator[Sight]:
+    for sight in tour:
+        sights.append(sight)
+        yield sight
 
 
-def _chunks(spec: PolicySpec, chunks: Sequence[Float32]) -> Check:
-    lengths, told = sorted({len(chunk) for chunk in chunks}), spec.chunk
+def _unanswered(error: UsageError | PolicyFailure) -> Check:
+    if error.__cause__ is None:
+        return Check("answers", False, str(error), "the adapter must answer every observation so")
+    frame = traceback.extract_tb(error.__cause__.__traceback__)[-1]
+    return Check("answers", False, str(error), f"look at {frame.filename}, line {frame.lineno}, and what it was given")
+
+
+def _references(tour: Tour) -> list[Check]:
+    """The rows to compare with: how the expert did, and whether its actions do the same again.
+
+    Raises UsageError when no episode succeeds again: nothing can be held against that.
+    """
+    (name, tried, solved), ended = tour.expert, tour.ended
+    again = sum(ending.success for ending in ended.values())
+    if again == 0:
+        raise UsageError(
+            f"None of the {len(solved)} episodes of {name} succeeds when it is played again: they are no expert's, "
+            f"or of another version of {tour.suite.name}; record some anew, or leave --recording out."
+        )
+    tasks = len({episode.task for episode in solved})
+    done = sum(bool(recorded.success) for recorded in solved.values())
+    scope = f"{tried} episode{'s' * (tried != 1)} of {tasks} task{'s' * (tasks != 1)}"
+    outcome = f"{done} of {tried} succeeded" if done else "it does not say which succeeded"
+    marked = [e for e, recorded in solved.items() if recorded.final_fingerprint]
+    equal = sum(ended[e].fingerprint == solved[e].final_fingerprint for e in marked)
+    states = f", {equal} of {len(marked)} final states equal to the bit" if marked else ""
+    left_out = "" if again == len(solved) else "; the others are left out"
+    return [
+        Check("expert", True if done in (0, tried) else None, f"{name}, {scope}: {outcome}"),
+        Check(
+            "replay",
+            True if (again, equal) == (len(solved), len(marked)) else None,
+            f"its actions played again: {again} of {len(solved)} succeed{states}{left_out}",
+        ),
+    ]
+
+
+def _chunks(patient: Patient) -> Check:
+    lengths, told = sorted({len(chunk) for chunk in patient.chunks}), patient.spec.chunk
     if lengths == [told]:
-        return Check("answers", True, f"finite, {told} action{'s' * (told != 1)} each")
+        asked = f"asked at {len(patient.sights)} moments"
+        return Check("answers", True, f"{asked}: finite, {told} action{'s' * (told != 1)} each")
     said = f"spec.chunk is {told}, but it answers with {' or '.join(map(str, lengths))} actions"
     return Check("chunk", False, said, "say in spec.chunk what the model was trained to predict, and answer that")
 
@@ -138,7 +170,7 @@ def _chunks(spec: PolicySpec, chunks: Sequence[Float32]) -> Check:
 # Habits: does the answer change, and with what
 
 
-def _habits(patient: Patient, chunks: Sequence[Float32]) -> Iterator[Check]:
+def _habits(patient: Patient) -> Iterator[Check]:
     if patient.spec.privileged:
         yield Check("inputs", None, "it reads the simulator itself: not asked what it looks at")
         return
@@ -149,8 +181,8 @@ def _habits(patient: Patient, chunks: Sequence[Float32]) -> Iterator[Check]:
     if repeatable.ok:
         yield _batch(patient.spec, alone, ask_together(patient.answers, few))
     others = [few[(i + len(few) // 2) % len(few)].observation for i in range(len(few))]
-    if _same(chunks):
-        action = ", ".join(f"{value:g}" for value in chunks[0][0])
+    if _same(patient.chunks):
+        action = ", ".join(f"{value:g}" for value in patient.chunks[0][0])
         yield Check("inputs", None, f"it answers the same whatever it is shown: ({action})")
     elif _unchanged(patient.answers, few, alone, others):
         noise = not _equal(alone, [ask_alone(patient.answers, sight, sight.observation, seed=2) for sight in few])
@@ -206,7 +238,7 @@ def _reads(
         )
     elif parts:
         yield Check("inputs", True, f"its answers depend on {', '.join(name for name, _ in parts)}")
-    sentences = {sentence for task in patient.suite.tasks for sentence in task.instructions}
+    sentences = {sentence for task in patient.tour.suite.tasks for sentence in task.instructions}
     swapped = [_with_instruction(sight.observation, sentences) for sight in few]
     if len(sentences) > 1 and _unchanged(patient.answers, few, alone, swapped):
         yield Check("instruction", None, "no answer changes with the instruction: right for a policy of one task only")
@@ -256,11 +288,11 @@ def _distance(some: Sequence[Float32], others: Sequence[Float32]) -> float:
 # Comparison with the expert
 
 
-def _comparison(patient: Patient, chunks: Sequence[Float32], actions: tuple[Float32, ...]) -> Iterator[Check]:
-    moments = _moments(patient, actions)
-    given = Reading("", "", "", stacked(chunks))
+def _comparison(patient: Patient, tell: Tell) -> Iterator[Check]:
+    moments = _moments(patient)
+    given = Reading("", "", "", stacked(patient.chunks))
     before = probe.agreements(given, moments)
-    explained = _explained(patient, given, moments)
+    explained = _explained(patient, given, moments, tell)
     reading = explained[0] if explained else given
     faults = _explanation(explained, given, moments)
     if (held := probe.held_reading(reading, moments)) is not None:
@@ -276,12 +308,13 @@ def _comparison(patient: Patient, chunks: Sequence[Float32], actions: tuple[Floa
         fix = "an untrained policy is so, and one with several faults at once; none can be named"
         yield Check("resemblance", None, said, fix)
     yield from faults
-    yield from (_group(name, before, bool(faults)) for name in probe.groups(patient.suite.action))
+    yield from (_group(name, before, bool(faults)) for name in probe.groups(patient.tour.suite.action))
 
 
-def _moments(patient: Patient, actions: tuple[Float32, ...]) -> Moments:
+def _moments(patient: Patient) -> Moments:
+    actions = tuple(recorded.actions for recorded in patient.tour.expert.solved.values())
     numbers, steps = (np.array(column) for column in zip(*((s.number, s.step) for s in patient.sights), strict=True))
-    return Moments(patient.suite.action, actions, numbers.astype(np.intp), steps.astype(np.intp))
+    return Moments(patient.tour.suite.action, actions, numbers.astype(np.intp), steps.astype(np.intp))
 
 
 def _explanation(explained: Sequence[Reading], given: Reading, moments: Moments) -> list[Check]:
@@ -299,23 +332,26 @@ def _explanation(explained: Sequence[Reading], given: Reading, moments: Moments)
     ]
 
 
-def _explained(patient: Patient, given: Reading, moments: Moments) -> list[Reading]:
+def _explained(patient: Patient, given: Reading, moments: Moments, tell: Tell) -> list[Reading]:
     """The faults that explain why it does not answer like the expert; none when it does."""
-    if all(found.r > 1 - probe.FAR for found in probe.agreements(given, moments).values()):
+    found = probe.agreements(given, moments)
+    if all((abs(a.r) if name == "gripper" else a.r) > 1 - probe.FAR for name, a in found.items()):  # its sign: later
         return []
     readings = probe.answer_readings(given, moments)
     if not patient.spec.privileged:
-        readings += _input_readings(patient, given, moments)
+        readings += _input_readings(patient, given, moments, tell)
     return probe.named(given, readings, moments)
 
 
-def _input_readings(patient: Patient, given: Reading, moments: Moments) -> list[Reading]:
+def _input_readings(patient: Patient, given: Reading, moments: Moments, tell: Tell) -> list[Reading]:
     """What it answers when each confusion is made up for; the unpromising ones are asked at few moments only."""
     rows = np.arange(0, len(patient.sights), SCREEN)
     few = replace(moments, episode=moments.episode[rows], step=moments.step[rows])
     before = given._replace(answers=given.answers[rows])
     hopeful: list[tuple[float, Confusion]] = []
-    for confusion in confusions(patient.spec, patient.suite.state):
+    known = confusions(patient.spec, patient.tour.suite.state)
+    tell(f"it does not answer like the expert: {len(known)} confusions are undone, each at {len(rows)} moments.")
+    for confusion in known:
         tried = _shown(patient.answers, [patient.sights[int(row)] for row in rows], confusion)
         if probe.promising(before, tried, few):
             hopeful.append((probe.overall(probe.agreements(tried, few)), confusion))

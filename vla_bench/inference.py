@@ -6,16 +6,18 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
 from vla_bench.errors import PolicyFailure, UsageError
+from vla_bench.grounding import inside_total
 from vla_bench.rollout import Answer
-from vla_bench.types import ActionChunk, Episode, Float32, Observation, Policy, Suite
+from vla_bench.types import ActionChunk, Attention, Episode, Float32, Observation, Policy, PolicySpec, Suite
 
 COLD_CALLS = 2  # openpi's simple_client leaves out two warm-up calls as well
+_ATTENTION_TOLERANCE = 1e-3  # bfloat16 softmaxes
 T = TypeVar("T")
 
 
@@ -43,11 +45,12 @@ class LocalPolicy:
         chunks = self._guard("infer", lambda: self._policy.infer(observations))
         latency_ms = 1e3 * (time.perf_counter() - started)
         self._calls += 1
-        checked = check_chunks(chunks, len(observations), self._policy.spec.action.dim, self._policy.spec.name)
+        checked = check_chunks(chunks, len(observations), self._policy.spec)
         return [
             Answer(
                 actions=chunk.actions,
                 stages=dict(chunk.stages),
+                attention=chunk.attention,
                 latency_ms=latency_ms,
                 queue_ms=1e3 * (started - moment),
                 batch=len(observations),
@@ -103,8 +106,9 @@ class _Thread:
                 self._results.put((None, error))
 
 
-def check_chunks(chunks: Any, asked: int, dim: int, name: str) -> list[ActionChunk]:
-    """The chunks, known to be `asked` ActionChunks of finite float (H >= 1, dim) actions. Raises UsageError."""
+def check_chunks(chunks: Any, asked: int, spec: PolicySpec) -> list[ActionChunk]:
+    """The chunks, known to be `asked` ActionChunks of what that policy may answer. Raises UsageError."""
+    name = spec.name
     expected = f"expected one ActionChunk per observation ({asked})"
     if not isinstance(chunks, Sequence):
         raise UsageError(f"The policy {name!r} returned {_kind(chunks)} from infer, {expected}; return a list.")
@@ -115,24 +119,40 @@ def check_chunks(chunks: Any, asked: int, dim: int, name: str) -> list[ActionChu
             raise UsageError(f"The policy {name!r} returned a list of {_kind(chunk)}, {expected}.")
     return [
         ActionChunk(
-            _checked_actions(chunk.actions, dim, name),
+            _checked_actions(chunk.actions, spec.action.dim, name),
             _checked_stages(chunk.stages, name),
-            _checked_attention(chunk.attention, name),
+            _checked_attention(chunk.attention, spec),
         )
         for chunk in chunks
     ]
 
 
-def _checked_attention(given: Any, name: str) -> Float32 | None:
-    if given is None:
-        return None
-    attention = np.asarray(given)
-    if attention.ndim != 2 or attention.dtype.kind != "f" or not np.isfinite(attention).all():
-        raise UsageError(
-            f"The policy {name!r} returned an attention of shape {attention.shape} and dtype {attention.dtype}, "
-            "expected finite float32 (H, W)."
-        )
-    return attention.astype(np.float32)
+def _checked_attention(given: Any, spec: PolicySpec) -> dict[str, Attention]:
+    said = f"The policy {spec.name!r} returned an attention"
+    if not isinstance(given, Mapping) or not all(isinstance(one, Attention) for one in given.values()):
+        raise UsageError(f"{said} that is {_kind(given)}, expected a mapping of camera names to Attention.")
+    cameras = [camera.name for camera in spec.cameras]
+    if unknown := [name for name in given if name not in cameras]:
+        raise UsageError(f"{said} to {unknown[0]!r}, expected cameras it reads: {', '.join(cameras) or 'none'}.")
+    checked = {name: _checked_grid(one, f"{said} to {name}") for name, one in given.items()}
+    total = sum(inside_total(one) for one in checked.values())
+    if total > 1 + _ATTENTION_TOLERANCE:
+        raise UsageError(f"{said} that sums to {total:g} over its pictures, expected at most 1; divide by the sum.")
+    return checked
+
+
+def _checked_grid(given: Attention, said: str) -> Attention:
+    """`said` opens the sentence."""
+    weights, box = np.asarray(given.weights), np.asarray(given.box)
+    if weights.ndim != 2 or 0 in weights.shape or weights.dtype.kind != "f":
+        raise UsageError(f"{said} of {_kind(weights)} and dtype {weights.dtype}, expected float32 (rows, columns).")
+    if not (np.isfinite(weights).all() and (weights >= 0).all()):
+        wrong = weights[~(np.isfinite(weights) & (weights >= 0))][0]
+        raise UsageError(f"{said} with the weight {wrong:g}, expected finite numbers of at least 0.")
+    if box.shape != (4,) or box.dtype.kind not in "fi" or not np.isfinite(box).all() or (box[:2] >= box[2:]).any():
+        raise UsageError(f"{said} with the box {given.box}, expected left < right and top < bottom as (l, t, r, b).")
+    left, top, right, bottom = map(float, box)
+    return Attention(weights.astype(np.float32), (left, top, right, bottom))
 
 
 def _checked_stages(stages: Any, name: str) -> dict[str, float]:

@@ -229,6 +229,24 @@ def success_over_steps(solved: pd.DataFrame, ax: Axes) -> Axes:
     return _legend(ax, handles, list(places), room=54)
 
 
+def grounding_over_steps(told: pd.DataFrame, ax: Axes) -> Axes:
+    """Attention within what is manipulated, chance dotted. Columns: policy, step, share, chance, low, high."""
+    places, handles = _places(told), list[Any]()
+    for policy, n in places.items():
+        own, colour = told[told["policy"] == policy], SERIES[n % len(SERIES)]
+        marker = MARKERS[n % len(MARKERS)]
+        handles += ax.plot(own["step"], 100 * own["share"], f"{marker}-", color=colour, linewidth=1.6, markersize=3.2)
+        ax.plot(own["step"], 100 * own["chance"], color=colour, linewidth=1.0, linestyle=":")
+        if len(places) <= MOST_BANDS:
+            low, high = 100 * own["low"], 100 * own["high"]
+            ax.fill_between(own["step"], low, high, color=colour, alpha=0.13, linewidth=0)
+    ax.set_xlim(left=0)
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("control steps")
+    ax.set_ylabel("attention within it, %")
+    return _legend(ax, handles, list(places), room=54)
+
+
 CURVE_SIZE = Size(HALF_WIDTH, 2.9)
 
 

@@ -30,6 +30,7 @@ Ints = NDArray[np.intp]
 CONFIDENCE = 0.999  # that answers are the expert's: some thirty readings are tried, and a false alarm costs a day
 CONFIDENCE_GAIN = 0.99  # that they are so only in another reading, when they certainly are in that one
 ALIKE = 0.5  # a correlation certainly above this is no accident of an untrained network
+RELATED = 0.15  # certainly above this, and above ALIKE by appearance
 FAR = 0.15
 TIE = 0.05  # readings whose correlations differ by less are not told apart
 SCALE = 3.0  # a good policy may be slower or faster than the expert, but hardly by this factor
@@ -51,6 +52,11 @@ class Agreement(NamedTuple):
     @property
     def alike(self) -> bool:
         return self.low >= ALIKE
+
+    @property
+    def related(self) -> bool:
+        """It follows the expert, if not as closely: enough to ask about sign and size."""
+        return self.r >= ALIKE and self.low >= RELATED
 
     def __str__(self) -> str:
         return f"{self.r:.2f} [{self.low:.2f}, {self.high:.2f}]"
@@ -164,13 +170,13 @@ def _agreement(r: float, influence: Float64, episode: Ints) -> Agreement:
 
 def _margin(influence: Float64, episode: Ints, confidence: float) -> float:
     """How far a mean with that influence may be off; infinite below four independent moments."""
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     lag = _lag_one(influence, episode)
     independent = max(len(influence) * (1 - lag) / (1 + lag), len(np.unique(episode)))
     if independent < 4:
         return float("inf")
-    return float(t.ppf((1 + confidence) / 2, independent - 1) * influence.std() / np.sqrt(independent))
+    return float(stdtrit(independent - 1, (1 + confidence) / 2) * influence.std() / np.sqrt(independent))
 
 
 def correlations(answers: Float64, wanted: Float64) -> Float64:
@@ -247,7 +253,7 @@ def promising(given: Reading, reading: Reading, moments: Moments) -> bool:
 
 def resembles(found: Mapping[str, Agreement]) -> bool:
     """The motion is the expert's, beyond accident. The gripper alone says little: it closes once."""
-    return any(agreement.alike for name, agreement in found.items() if name != "gripper")
+    return any(agreement.related for name, agreement in found.items() if name != "gripper")
 
 
 # Readings that need no other question
@@ -361,7 +367,7 @@ def size_faults(reading: Reading, moments: Moments) -> list[Fault]:
     scales, shifts = [], []
     for name, entries in moments.live.items():
         for d in entries if name != "gripper" else []:
-            if not _agreement(*correlation(answers[..., d], wanted[..., d]), moments.episode).alike:
+            if not _agreement(*correlation(answers[..., d], wanted[..., d]), moments.episode).related:
                 continue
             scale = float(given[:, d].std() / expert[:, d].std())
             shift = float(given[:, d].mean() - scale * expert[:, d].mean()) / (max(1.0, scale) * moments.reach[d])

@@ -42,6 +42,6 @@ def _read(path: Path, suite: Suite) -> dict[Episode, Recorded]:
         if (path / folder).is_dir():
             return _read(path / folder, suite)
     raise UsageError(
-        f"replay needs --checkpoint FILE or FOLDER: what vla-bench run --record-actions or vla-bench collect wrote, or "
+        f"replay needs --checkpoint FILE or FOLDER, doctor --recording: what run --record-actions or collect wrote, or "
         f"LIBERO's HDF5 demonstrations; got {str(path)!r}."
     )

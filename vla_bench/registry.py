@@ -31,6 +31,7 @@ SUITES: Mapping[str, str] = {
     "calvin_c": "vla_bench.envs.calvin:suite",
     "calvin_tasks": "vla_bench.envs.calvin:single_tasks",
     "calvin_pybullet": "vla_bench.envs.calvin_pybullet:suite",
+    "tiny": "vla_bench.envs.tiny:suite",
 }
 POLICIES: Mapping[str, str] = {
     "zero": "vla_bench.policies.baselines:Zero",

@@ -20,6 +20,7 @@ from urllib.parse import quote
 from vla_bench import plots, report_data
 from vla_bench.chains import interval_of, length_text, span_text
 from vla_bench.errors import UsageError
+from vla_bench.grounding_table import GroundingRow, estimate_text
 from vla_bench.leaderboard import (
     ALPHA,
     LETTERS_EXPLAINED,
@@ -64,6 +65,12 @@ RATES_EXPLAINED = (
 CHAINS_EXPLAINED = (
     "Average length: instructions done in a row, with its 95 % interval (likelihood ratio). The columns 1, 2, ... are "
     "chains with at least so many done."
+)
+
+GROUNDING_EXPLAINED = (
+    "Share: of the policy’s attention, what lies within the pixels of what is being manipulated. Chance: that share if "
+    "attention were spread evenly over its cells. Hits: calls whose most attended point lies within (pointing game). "
+    "Means over episodes with 95 % intervals; calls with nothing of it in view are left out and counted."
 )
 
 
@@ -180,6 +187,11 @@ def _draw(chapter: Chapter, folder: Path) -> Iterator[Drawing]:
     if (stages["stage"] != report_data.REST).any():
         bars = plots.stage_bars(stages, plots.new_axes(plots.bars_size(policies)))
         yield saved(bars, "stages", "Where a policy call’s time goes", "mean per stage")
+    told = report_data.grounding_curves(entrants)
+    if len(told):
+        curve = plots.grounding_over_steps(told, plots.new_axes(plots.CURVE_SIZE))
+        bands = ", with 95 % intervals" if policies <= plots.MOST_BANDS else ""
+        yield saved(curve, "grounding", "Grounding", f"attention within what is manipulated{bands}; dotted: chance")
     split = report_data.wall_shares(entrants)
     if split["seconds"].sum() > 0:
         bars = plots.wall_split(split, plots.new_axes(plots.bars_size(policies)))
@@ -251,6 +263,8 @@ def _markdown(chapters: Sequence[Chapter], drawings: Mapping[str, Sequence[Drawi
         parts += [f"![{drawing.caption}](figures/{drawing.name}.png)" for drawing in drawings[chapter.id]]
         parts += ["### Rates per task", pipe_table(_tasks_table(chapter))]
         parts += ["### Latency", pipe_table(_latency_table(chapter))]
+        if grounding := _grounding_table(chapter):
+            parts += ["### Grounding", GROUNDING_EXPLAINED, pipe_table(grounding)]
         parts += ["### Protocol", _fenced(chapter.section.protocol)]
         parts += ["### Provenance", *(_fenced(as_json(run)["provenance"]) for run in _runs(chapter))]
     return "\n\n".join(parts) + "\n"
@@ -307,6 +321,7 @@ def _section(chapter: Chapter, drawings: Sequence[Drawing], films: _Films) -> st
         episodes=_episodes_json(chapter, films),
         tasks=_table(_tasks_table(chapter)),
         latency=_table(_latency_table(chapter)),
+        grounding=_grounding(chapter),
         protocol=_facts_table(section.protocol),
         provenance="".join(map(_provenance, _runs(chapter))),
     )
@@ -539,6 +554,26 @@ def _latency_rows(chapter: Chapter) -> Iterator[tuple[str, ...]]:
         per_action = number(found.action_ms["p50"])
         means = (number(found.mean_executed), number(found.mean_batch), number(found.attainable_hz))
         yield (label, f"{found.n:,}", str(found.cold), *tails, per_action, *means)
+
+
+def _grounding_table(chapter: Chapter) -> list[tuple[str, ...]]:
+    """Empty where no policy told its attention."""
+    rows = report_data.grounding_rows(chapter.entrants)
+    header = ("task", "policy", "episodes", "calls", "out of view", "share %", "chance %", "share / chance", "hits %")
+    return [header, *(_grounding_cells(label, row) for label, row in rows)] if rows else []
+
+
+def _grounding_cells(label: str, row: GroundingRow) -> tuple[str, ...]:
+    estimates = ((row.share, 100), (row.chance, 100), (row.ratio, 1), (row.hits, 100))
+    counts = (str(row.episodes), f"{row.inferences:,}", f"{row.without:,}")
+    return row.task, label, *counts, *(estimate_text(found, scale) for found, scale in estimates)
+
+
+def _grounding(chapter: Chapter) -> str:
+    if not (rows := _grounding_table(chapter)):
+        return ""
+    explained = f'<p class="fine">{escape(GROUNDING_EXPLAINED)}</p>'
+    return _folded("Grounding: what the policies looked at", f"{explained}{_table(rows)}")
 
 
 def _facts_table(values: Mapping[str, object]) -> str:

@@ -9,8 +9,11 @@ import numpy as np
 
 from vla_bench import tables
 from vla_bench.chains import Share, chain_summary
+from vla_bench.grounding_table import GroundingRow
 from vla_bench.sections import Entrant, Section
 from vla_bench.stats import wilson
+from vla_bench.stats_tasks import between_tasks
+from vla_bench.store import KEY
 from vla_bench.tables import LatencySummary
 
 if TYPE_CHECKING:
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 POINTS = 200
 """Most points of a curve: more cannot be seen and make the page heavy."""
 REST = "not timed apart"
+STRETCHES = 20
+"""Of the longest episode, in which attention is averaged."""
 
 
 def entrants_in(section: Section, labels: Sequence[str]) -> list[Entrant]:
@@ -102,6 +107,41 @@ def solved_curves(entrants: Sequence[Entrant]) -> pd.DataFrame:
             k, n = int(np.searchsorted(solved, step, side="right")), len(judged)
             rows.append((entrant.label, step, k / n, *wilson(k, n)))
     return _frame(rows, ("policy", "step", "share", "low", "high"), entrants)
+
+
+def grounding_rows(entrants: Sequence[Entrant]) -> list[tuple[str, GroundingRow]]:
+    """(label, row) of every task and of all, for entrants that told their attention."""
+    found = [(entrant.label, tables.grounding(entrant.inferences, entrant.episodes)) for entrant in entrants]
+    return [(label, row) for label, rows in found for row in rows]
+
+
+def grounding_curves(entrants: Sequence[Entrant]) -> pd.DataFrame:
+    """Columns policy, step, share, chance, low, high: attention within the region in stretches of the episode.
+
+    Means over episodes with Student's t interval, empty below two episodes; `step` is the middle of the stretch.
+    """
+    rows = list[tuple[str, float, float, float, float, float]]()
+    told = [(entrant.label, _grounded(entrant.inferences)) for entrant in entrants]
+    last = max((int(calls["step"].max()) for _, calls in told if len(calls)), default=0)
+    width = (last + 1) / STRETCHES
+    for label, calls in told:
+        for place, own in calls.groupby((calls["step"] // width).astype(int)):
+            means = own.groupby(list(KEY), sort=False)[["grounding_share", "grounding_chance"]].mean()
+            share, chance = means.mean()
+            low = high = np.nan
+            if len(means) > 1:
+                low, high = between_tasks([[value] for value in means["grounding_share"]]).interval
+            rows.append((label, (int(str(place)) + 0.5) * width, share, chance, low, high))
+    return _frame(rows, ("policy", "step", "share", "chance", "low", "high"), entrants)
+
+
+def _grounded(inferences: pd.DataFrame) -> pd.DataFrame:
+    """The inferences with a share, and `step`, the control step of the episode at which each was made."""
+    if "grounding_share" not in inferences:
+        return inferences[:0].assign(step=0)
+    ordered = inferences.sort_values("inference", kind="stable", ignore_index=True)
+    before = ordered.groupby(list(KEY), sort=False)["executed"].cumsum() - ordered["executed"]
+    return ordered.assign(step=before)[ordered["grounding_share"].notna()]
 
 
 def wall_shares(entrants: Sequence[Entrant]) -> pd.DataFrame:

@@ -6,7 +6,7 @@ import gc
 import hashlib
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -15,15 +15,21 @@ import numpy as np
 
 from vla_bench.chunking import Chunking, Past
 from vla_bench.errors import PolicyFailure, UsageError
+from vla_bench.grounding import score
+from vla_bench.overlay import overlaid
 from vla_bench.types import (
+    Attention,
     Env,
     Episode,
     EpisodeResult,
     Float32,
+    Frame,
+    Grounding,
     Inference,
     Observation,
     Policy,
     Privileged,
+    Recorder,
     Suite,
     Transition,
 )
@@ -39,6 +45,7 @@ class Answer(NamedTuple):
     queue_ms: float
     batch: int
     cold: bool
+    attention: Mapping[str, Attention]
 
 
 class PolicyHandle(Protocol):
@@ -76,11 +83,16 @@ class Actor:
     inferences: list[Inference] = field(default_factory=list)
     played: list[Float32] = field(default_factory=list)
     policy_s: float = 0.0
+    films: bool = False
+    """Whether `attention` is kept."""
+    attention: list[Mapping[str, Attention]] = field(default_factory=list)
+    """Of every inference of the episode, if it is kept."""
     _past: Past = ()
+    _grounding: Grounding | None = None
 
     def begin(self, episode: Episode) -> None:
         self.episode = episode
-        self.inferences, self.played, self.policy_s = [], [], 0.0
+        self.inferences, self.played, self.policy_s, self.attention = [], [], 0.0, []
         self.renew()
 
     def renew(self) -> None:
@@ -98,6 +110,14 @@ class Actor:
         self.played.append(actions)
         return actions
 
+    def ground(self, env: Env) -> None:
+        """See where the attention of the answer just given fell, while the environment is as the policy saw it."""
+        self._grounding = None
+        if attention := self._answer.attention:
+            self._grounding = score(attention, env.gaze() if isinstance(env, Recorder) else {})
+        if self.films:
+            self.attention.append(attention)
+
     def note(self, executed: int) -> None:
         """Of the actions last given, `executed` were played."""
         self.played[-1] = self.played[-1][:executed]
@@ -114,6 +134,7 @@ class Actor:
                 executed=executed,
                 cold=answer.cold,
                 stages=answer.stages,
+                grounding=self._grounding,
             )
         )
 
@@ -126,7 +147,9 @@ def run_episode(env: Env, actor: Actor, episode: Episode, control_hz: float, sta
     setup_s = time.perf_counter() - started
     tally = _Tally()
     while not tally.over:
-        after = env.advance(actor.act(observation))
+        actions = actor.act(observation)
+        actor.ground(env)
+        after = env.advance(actions)
         actor.note(after.steps)
         tally.add(after)
         if after.instruction_changed:
@@ -245,6 +268,7 @@ class Stage:
         self._actor = actor
         self._watch = watch
         self._filming = filming
+        actor.films = filming.mode != "none"
         self._history = history
         self._keeper = keeper
         self.interrupted = False
@@ -281,9 +305,10 @@ class Stage:
             steps=result.steps,
             chunk_starts=chunk_starts([call.executed for call in rollout.inferences]),
             control_hz=self._suite.control_hz,
+            attention=any(self._actor.attention),
         )
         try:
-            write_film(self._filming.run / name, env.film(), about)
+            write_film(self._filming.run / name, self._frames(env, about), about)
         except KeyboardInterrupt:
             self.interrupted = True  # once the verdict is stored
             return rollout
@@ -291,6 +316,16 @@ class Stage:
             said = f"Not filmed. {type(error).__name__}: {' '.join(str(error).split())}"
             return rollout._replace(result=replace(result, message=said), trace=traceback.format_exc())
         return rollout._replace(result=replace(result, video=name))
+
+    def _frames(self, env: Env, about: Caption) -> Iterator[Frame]:
+        """What the film shows: the episode, and on it what the policy looked at, if it told."""
+        if not about.attention:
+            return env.film()
+        if isinstance(env, Recorder):
+            shots = ((Frame(shot.step, shot.images), shot.masks) for shot in env.shots())
+        else:
+            shots = ((frame, {}) for frame in env.film())
+        return overlaid(shots, about.chunk_starts, self._actor.attention)
 
     def _scene(self, task: str) -> Env:
         if self._env is None or self._task != task:

@@ -6,7 +6,8 @@ will be shown is painted. The simulator is bit-reproducible, so both are the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
@@ -17,13 +18,17 @@ import numpy as np
 from vla_bench.chunking import RecedingHorizon
 from vla_bench.errors import UsageError
 from vla_bench.inference import LocalPolicy
+from vla_bench.recorded import read_recorded
+from vla_bench.recording import Recorded
 from vla_bench.registry import make_policy
 from vla_bench.rollout import Actor, Stage, attach, inference_seed
-from vla_bench.store import read_actions
 from vla_bench.types import Env, Episode, Float32, Observation, PolicySpec, Suite, Task
 
 PER_EPISODE = 20  # most moments at which a policy that looks is asked
+PATIENCE_S = 15.0  # between two words about how far it is
 Change = Callable[[Observation], Observation]
+Tell = Callable[[str], None]
+"""Takes one sentence about what is being done."""
 
 
 class Sight(NamedTuple):
@@ -38,29 +43,43 @@ class Sight(NamedTuple):
     observation: Observation
 
 
-def expert_episodes(suite: Suite, tasks: Sequence[Task], count: int, seed: int = 0) -> dict[Episode, Float32]:
-    """The oracle's actions (T, A) in `count` episodes that it solves, spread over the tasks.
+class Expert(NamedTuple):
+    """Who shows how it is done."""
 
-    Raises UsageError when it solves none.
-    """
+    name: str
+    tried: int
+    """Episodes it played."""
+    solved: Mapping[Episode, Recorded]
+    """Those worth showing: known to have succeeded, or of unknown outcome."""
+
+
+def oracle_expert(suite: Suite, tasks: Sequence[Task], count: int, tell: Tell, seed: int = 0) -> Expert:
+    """The suite's oracle in `count` episodes, spread over the tasks. Raises UsageError when it solves none."""
     oracle = make_policy("oracle", suite)
     stage = Stage(suite, (), Actor(LocalPolicy(oracle), RecedingHorizon()), attach(oracle))
-    solved: dict[Episode, Float32] = {}
-    reason = "it failed in all of them"
+    episodes = _spread(suite, tasks, count, seed)
+    solved: dict[Episode, Recorded] = {}
+    reason = "it failed in all of them."
     try:
-        for episode in _spread(suite, tasks, count, seed):
+        for number, episode in enumerate(episodes, 1):
             try:
                 rollout = stage.play(episode)
-            except UsageError as error:
+            except UsageError as error:  # it has no script for this task
                 reason = str(error)
                 continue
-            if rollout.result.success:
-                solved[episode] = rollout.actions
+            result = rollout.result
+            if result.success:
+                solved[episode] = Recorded(rollout.actions, True, result.final_fingerprint)
+            elif result.error:
+                reason = f"{result.error}: {result.message}"
+            ended = "solved" if result.success else "not solved"
+            tell(f"the oracle, episode {number} of {len(episodes)}: {episode.task}, {ended} in {result.steps} steps")
     finally:
         stage.close()
     if not solved:
-        raise UsageError(f"The oracle solved none of {count} episodes of {suite.name}: {reason} Give --recording FILE.")
-    return solved
+        said = f"The oracle solved none of {len(episodes)} episodes of {suite.name}: {reason}"
+        raise UsageError(f"{said} Choose another --task, or give --recording FILE.")
+    return Expert("the oracle", len(episodes), solved)
 
 
 def _spread(suite: Suite, tasks: Sequence[Task], count: int, seed: int) -> list[Episode]:
@@ -69,19 +88,31 @@ def _spread(suite: Suite, tasks: Sequence[Task], count: int, seed: int) -> list[
     return every[:count]
 
 
-def recorded_episodes(file: str, suite: Suite, tasks: Sequence[Task], count: int) -> dict[Episode, Float32]:
-    """The first `count` recorded episodes of those tasks. Raises UsageError when there are none."""
-    if not Path(file).is_file():
-        raise UsageError(f"--recording takes a file written by vla-bench run --record-actions; there is no {file!r}.")
+def recorded_expert(file: str, suite: Suite, tasks: Sequence[Task], count: int) -> Expert:
+    """The first `count` recorded episodes of those tasks. Raises UsageError when there are none to use."""
+    if not Path(file).exists():
+        raise UsageError(f"--recording takes what run --record-actions or collect wrote; there is no {file!r}.")
     names = {task.name for task in tasks}
-    fitting = {e: a for e, a in read_actions(file).items() if e.suite == suite.name and e.task in names and len(a)}
-    wrong = {a.shape[1] for a in fitting.values()} - {suite.action.dim}
-    if wrong:
-        raise UsageError(f"{file} has actions of {sorted(wrong)} numbers, the suite's have {suite.action.dim}.")
+    fitting = {e: r for e, r in read_recorded(file, suite).items() if e.suite == suite.name and e.task in names}
     if not fitting:
         raise UsageError(f"{file} holds no episode of {suite.name} with the task {' or '.join(sorted(names))}.")
-    ordered = sorted(fitting, key=lambda e: (suite.names.index(e.task), e.trial))
-    return {episode: fitting[episode] for episode in ordered[:count]}
+    ordered = sorted(fitting, key=lambda e: (suite.names.index(e.task), e.trial))[:count]
+    solved = {e: fitting[e] for e in ordered if fitting[e].success is not False and len(fitting[e].actions)}
+    if not solved:
+        raise UsageError(f"None of the first {len(ordered)} episodes in {file} succeeded: record an expert's.")
+    if any(recorded.beginning is not None for recorded in solved.values()):
+        raise UsageError(
+            f"The episodes in {file} begin in states of their own, the doctor's in the suite's trials: "
+            "give what vla-bench collect or vla-bench run --record-actions wrote, or no --recording."
+        )
+    return Expert(file, len(ordered), solved)
+
+
+class Ending(NamedTuple):
+    """How an episode ended that was played again."""
+
+    success: bool
+    fingerprint: str
 
 
 @dataclass
@@ -91,18 +122,18 @@ class Tour:
     suite: Suite
     spec: PolicySpec
     """Of the policy that will be asked: its cameras are painted, its history is kept."""
-    scripts: Mapping[Episode, Float32]
+    expert: Expert
     watch: Callable[[Env], None] | None = None
-    solved: list[Episode] = field(default_factory=list)
-    """Episodes that succeeded again."""
+    ended: dict[Episode, Ending] = field(default_factory=dict)
+    """Filled while iterating."""
 
     def __iter__(self) -> Iterator[Sight]:
-        for task in dict.fromkeys(episode.task for episode in self.scripts):
+        for task in dict.fromkeys(episode.task for episode in self.expert.solved):
             env = self.suite.make_env(self.suite.task(task), [camera.name for camera in self.spec.cameras])
             try:
                 if self.spec.history > 1:
                     env.look_back(self.spec.history)
-                for number, episode in enumerate(self.scripts):
+                for number, episode in enumerate(self.expert.solved):
                     if episode.task == task:
                         yield from self._episode(env, number, episode)
             finally:
@@ -111,23 +142,24 @@ class Tour:
     def _episode(self, env: Env, number: int, episode: Episode) -> Iterator[Sight]:
         if self.watch is not None:
             self.watch(env)
-        actions = self.scripts[episode]
+        actions = self.expert.solved[episode].actions
         stride = ceil(len(actions) / PER_EPISODE) if self.spec.cameras else 1
-        observation, step, begins = env.reset_trial(episode.trial, episode.seed), 0, True
+        observation, step, begins, success = env.reset_trial(episode.trial, episode.seed), 0, True, False
         while step < len(actions):
             yield Sight(episode, number, step, begins, observation)
             observation, steps, success, truncated, _, begins, *_ = env.advance(actions[step : step + stride])
             step += steps
-            if success:
-                self.solved.append(episode)
-            if success or truncated or not steps:
-                return
+            if success or truncated:
+                break
+        self.ended[episode] = Ending(bool(success), env.fingerprint())
 
 
-def ask(policy: LocalPolicy, sights: Iterator[Sight] | Sequence[Sight], change: Change | None = None) -> list[Float32]:
+def ask(
+    policy: LocalPolicy, sights: Iterable[Sight], change: Change | None = None, tell: Tell | None = None
+) -> list[Float32]:
     """The policy's chunk (H, A) at every sight, in order, as in an episode of its own; `change` alters what it sees."""
     answers, calls = [], 0
-    previous = -1
+    previous, spoke = -1, time.monotonic()
     for sight in sights:
         if sight.begins or sight.number != previous:
             policy.begin(sight.episode)
@@ -136,6 +168,9 @@ def ask(policy: LocalPolicy, sights: Iterator[Sight] | Sequence[Sight], change: 
         seen = sight.observation if change is None else change(sight.observation)
         answers.append(policy.answer(replace(seen, seed=inference_seed(sight.episode, calls))).actions)
         calls += 1
+        if tell is not None and time.monotonic() > spoke + PATIENCE_S:
+            spoke = time.monotonic()
+            tell(f"{len(answers)} answers so far")
     return answers
 
 

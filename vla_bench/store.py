@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import fcntl
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,7 +54,8 @@ INFERENCE_DTYPES = {
     "executed": "int64",
     "cold": "bool",
 }
-"""The fixed columns of inferences.parquet; a float64 `stage_<name>_ms` follows for every stage a policy times."""
+"""The fixed columns of inferences.parquet; a float64 `stage_<name>_ms` follows for every stage a policy times, and
+float64 `grounding_share`, `grounding_chance` and `grounding_hit` where it tells its attention."""
 
 
 @dataclass(frozen=True)
@@ -336,9 +338,11 @@ def _parse_spooled(line: dict[str, Any]) -> tuple[EpisodeResult, list[dict[str, 
 
 
 def _columns(inference: dict[str, Any]) -> dict[str, Any]:
-    """One row of the table: the stages become columns of their own."""
-    stages = inference.pop("stages")
-    return inference | {f"stage_{name}_ms": float(ms) for name, ms in stages.items()}
+    """One row of the table: stages and grounding become columns of their own."""
+    stages, grounding = inference.pop("stages"), inference.pop("grounding", None) or {}
+    own = {f"stage_{name}_ms": float(ms) for name, ms in stages.items()}
+    own |= {f"grounding_{name}": math.nan if value is None else float(value) for name, value in grounding.items()}
+    return inference | own
 
 
 def _parse_actions(row: dict[str, Any]) -> tuple[Episode, Float32]:
@@ -368,12 +372,12 @@ def _inferences(directory: Path, results: Mapping[Episode, EpisodeResult]) -> pd
 
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Rows with every column, the fixed ones first; a stage that a call lacks is NaN."""
+    """Rows with every column, the fixed ones first; of the others, what a call lacks is NaN."""
     import pandas as pd
 
-    stages = dict.fromkeys(name for row in rows for name in row if name not in INFERENCE_DTYPES)
-    return pd.DataFrame(rows, columns=[*INFERENCE_DTYPES, *stages]).astype(
-        {**INFERENCE_DTYPES, **dict.fromkeys(stages, "float64")}
+    others = dict.fromkeys(name for row in rows for name in row if name not in INFERENCE_DTYPES)
+    return pd.DataFrame(rows, columns=[*INFERENCE_DTYPES, *others]).astype(
+        {**INFERENCE_DTYPES, **dict.fromkeys(others, "float64")}
     )
 
 

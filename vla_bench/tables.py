@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vla_bench import store
 from vla_bench.chains import ChainSummary, Share, broken_sentence, chain_summary, length_text, span_text
+from vla_bench.grounding_table import HEADER as GROUNDING_HEADER
+from vla_bench.grounding_table import TITLE, GroundingRow, grounding_rows, grounding_text
 from vla_bench.stats import Interval, bounds, percentile, samples_needed, wilson
 from vla_bench.store import RunInfo
 from vla_bench.types import EpisodeResult
@@ -99,6 +101,8 @@ class RunSummary:
     wall: WallSplit
     chains: ChainSummary | None = None
     """How many instructions were done in a row; None for suites of single instructions."""
+    grounding: tuple[GroundingRow, ...] = ()
+    """Whether the policy looked at what it was to manipulate; empty when it did not tell its attention."""
 
     def _repr_markdown_(self) -> str:
         """What Jupyter shows."""
@@ -161,7 +165,13 @@ def summary_of(info: RunInfo, episodes: pd.DataFrame, inferences: pd.DataFrame) 
         throughput=throughput(episodes, seconds if isinstance(seconds, int | float) else None),
         wall=wall_split(episodes),
         chains=chain_summary(episodes),
+        grounding=grounding(inferences, episodes),
     )
+
+
+def grounding(inferences: pd.DataFrame, episodes: pd.DataFrame) -> tuple[GroundingRow, ...]:
+    """Per task in the order of the episodes, and overall: shares and hits of the policy's attention."""
+    return grounding_rows(inferences, list(map(str, episodes["task"].unique())))
 
 
 def summarize(episodes: pd.DataFrame) -> pd.DataFrame:
@@ -222,7 +232,13 @@ def to_json(summary: RunSummary) -> dict[str, object]:
 
 def render_text(summary: RunSummary) -> str:
     """The summary for a terminal of 100 columns."""
-    sections = [[summary.title], _table(summary), _latency_lines(summary.latency), _speed_lines(summary)]
+    sections = [
+        [summary.title],
+        _table(summary),
+        _grounding_lines(summary.grounding),
+        _latency_lines(summary.latency),
+        _speed_lines(summary),
+    ]
     return "\n\n".join("\n".join(section) for section in sections if section)
 
 
@@ -315,6 +331,17 @@ def _broken_lines(summary: RunSummary) -> list[str]:
         return []
     worst, best = (f"{100 * rate:.1f} %" for rate in summary.bounds)
     return [f"{broken} broken, so without a verdict: the rate is {worst} if all of them fail, {best} if all succeed."]
+
+
+def _grounding_lines(rows: Sequence[GroundingRow]) -> list[str]:
+    if not rows:
+        return []
+    cells = [grounding_text(row)[1:] for row in rows]
+    room = TERMINAL_WIDTH - sum(width + len(" | ") for width in _widths([GROUNDING_HEADER[1:], *cells]))
+    names = shorten([row.task for row in rows], room)
+    without = rows[-1].without
+    said = [f"left out: {without} inferences with nothing of it in view (+)"] if without else []
+    return [TITLE, *aligned([GROUNDING_HEADER, *([n, *c] for n, c in zip(names, cells, strict=True))]), *said]
 
 
 def _latency_lines(latency: LatencySummary) -> list[str]:

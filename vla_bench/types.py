@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
 Image = NDArray[np.uint8]  # (height, width, 3) RGB, upright: row 0 is the top of the scene
+Mask = NDArray[np.bool_]  # (height, width), upright
 
 Control = Literal["delta_pose", "absolute_pose", "joint"]
 Rotation = Literal["axis_angle", "euler_xyz", "none"]
@@ -73,14 +74,26 @@ class Observation:
 
 
 @dataclass(frozen=True)
+class Attention:
+    """How much a policy looks at each cell of a grid over one camera's picture."""
+
+    weights: Float32
+    """(rows, columns), row 0 at the top; none negative."""
+    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    """Where the grid lies: left, top, right and bottom as shares of the sides of the whole upright picture. It may be a
+    part of it (a crop) or reach beyond it (padding): of a cell's weight, the part of its area inside counts."""
+
+
+@dataclass(frozen=True)
 class ActionChunk:
     """What a policy answers: `actions` float32 (H >= 1, A) in order of execution."""
 
     actions: Float32
     stages: Mapping[str, float] = field(default_factory=dict)
     """Milliseconds per stage (vision, prefill, decode, ...), if the policy times them."""
-    attention: Float32 | None = None
-    """Optional (H, W) image attention of the action tokens, summing to 1."""
+    attention: Mapping[str, Attention] = field(default_factory=dict)
+    """What these actions looked at, by camera, if the policy can tell. What lies inside the pictures sums to at most 1:
+    the rest fell on padding, or on nothing seen."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +151,18 @@ class EpisodeResult:
 
 
 @dataclass(frozen=True)
+class Grounding:
+    """Where the attention of one answer fell; `vla_bench.grounding` says how each number is found."""
+
+    share: float | None
+    """Of the attention, what fell on what is being manipulated; None where nothing of that is in view."""
+    chance: float
+    """The share that the same attention would have, were it spread evenly."""
+    hit: bool | None
+    """Whether the most attended point lies on it; None as `share`."""
+
+
+@dataclass(frozen=True)
 class Inference:
     """One row of inferences.parquet: one policy call of one episode."""
 
@@ -157,6 +182,8 @@ class Inference:
     cold: bool
     """Among the first calls of the process: loading and compiling included, left out of percentiles."""
     stages: Mapping[str, float]
+    grounding: Grounding | None = None
+    """None where the policy told no attention."""
 
 
 class Transition(NamedTuple):
@@ -193,7 +220,7 @@ class Shot(NamedTuple):
     """Control steps executed so far, settling excluded."""
     images: Mapping[str, Image]
     """All cameras of the suite."""
-    masks: Mapping[str, NDArray[np.bool_]]
+    masks: Mapping[str, Mask]
     """Camera name to (height, width): the pixels of what is being manipulated."""
     attended: tuple[str, ...]
     """The simulator's names of the bodies that are being manipulated."""
@@ -208,13 +235,19 @@ class Shot(NamedTuple):
 
 @runtime_checkable
 class Recorder(Protocol):
-    """An environment whose episodes can become data."""
+    """An environment that can say where what is being manipulated is to be seen."""
 
     attended: tuple[str, ...]
     """Bodies that a privileged policy says it manipulates from now on; while empty, those the task is about count."""
 
     def shots(self) -> Iterator[Shot]:
-        """Every recorded control step of the episode just played (`record(1)`), painted now, the last one included."""
+        """Every recorded control step of the episode just played, painted now, the last one included."""
+
+    def gaze(self) -> Mapping[str, Mask]:
+        """Where what is being manipulated can be seen in the last observation: a mask for each of its cameras.
+
+        The simulator is left as it is.
+        """
 
 
 @runtime_checkable

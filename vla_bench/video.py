@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vla_bench.errors import UsageError
+from vla_bench.overlay import HEAT, LINE
 from vla_bench.types import Episode, Frame, Image
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class Caption:
     chunk_starts: Sequence[int]
     """Control steps at which the policy was asked."""
     control_hz: float
+    attention: bool = False
+    """Whether the pictures show attention and region, which the caption then names."""
 
 
 def stem(episode: Episode) -> str:
@@ -97,6 +100,11 @@ def _write(draw: ImageDraw, step: int, about: Caption, width: int, top: int) -> 
     draw.text((8, top + 4), lines[0] + (" ..." if len(lines) > 1 else ""), _INK, font)
     said = f"step {step}/{about.steps}   {step / about.control_hz:.1f} s"
     draw.text((8, top + 22), said, _DIM, font)
+    if about.attention:
+        left = 14 + draw.textlength(said, font)
+        for word, ink in (("attention", HEAT), ("region", LINE)):
+            draw.text((left, top + 22), word, ink, font)
+            left += draw.textlength(f"{word}  ", font)
     if over:
         draw.text((width - 60, top + 22), verdict, colour, font)
     _timeline(draw, step, about, width, top + _BAND - 9)

@@ -1,0 +1,144 @@
+"""One optimiser's step after another for any of our policies: what `vla-bench train` asks of PyTorch.
+
+Everything random about a step comes from the seed and the step's number: no generator's state has to be kept, and a
+training that was interrupted goes on bit for bit. Sums are the same for the same number of threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vla_bench.errors import UsageError
+from vla_bench.learning import Recipe, Samples, Weights
+
+from .augmentation import jittered, randomly_cropped
+
+if TYPE_CHECKING:
+    from .torch_policy import TorchPolicy
+
+_VALIDATION = 1 << 62
+"""The number that validation's noise is drawn with in a step's place."""
+
+
+class Trainer:
+    """A policy, its averaged weights, and AdamW."""
+
+    def __init__(self, policy: TorchPolicy, recipe: Recipe, seed: int, threads: int) -> None:
+        if policy.settings.dtype is not torch.float32:
+            raise UsageError(f"Weights learn in float32, got dtype={policy.settings.dtype}; leave dtype out.")
+        self.policy, self.recipe, self.seed, self.done = policy, recipe, seed, 0
+        self.model, policy.draws = policy.model, recipe.draws
+        self.learnt = {name: one for name, one in self.model.named_parameters() if one.requires_grad}
+        self.average = {name: one.detach().clone() for name, one in self.learnt.items()}
+        self.optimiser = torch.optim.AdamW(_groups(self.learnt.values(), recipe), lr=0.0, betas=recipe.betas)
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+    def step(self, samples: Samples) -> dict[str, float]:
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.recipe.rate(self.done)
+        self.model.train()
+        losses = self._losses(samples, self.done, augmented=True)
+        self.optimiser.zero_grad()
+        losses["loss"].backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.learnt.values(), self.recipe.clip)
+        self.optimiser.step()
+        kept = self.recipe.ema_decay(self.done)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.values()), list(self.learnt.values()), 1.0 - kept)
+        self.done += 1
+        return {name: value.item() for name, value in losses.items()}
+
+    def validate(self, batches: Iterable[Samples]) -> dict[str, float]:
+        rows: list[tuple[int, dict[str, float]]] = []
+        with self.averaged(), torch.no_grad():
+            for number, samples in enumerate(batches):
+                losses = self._losses(samples, _VALIDATION + number, augmented=False)
+                rows.append((len(samples.state), {name: value.item() for name, value in losses.items()}))
+        total = sum(count for count, _ in rows)
+        return {name: sum(count * row[name] for count, row in rows) / total for name in rows[0][1]}
+
+    def _losses(self, samples: Samples, number: int, augmented: bool) -> dict[str, Tensor]:
+        from .torch_policy import Batch
+
+        generator = torch.Generator().manual_seed(_mixed(self.seed, number))
+        torch.manual_seed(_mixed(self.seed, number) + 1)  # of dropout, which takes no generator
+        images = {name: torch.from_numpy(pictures) for name, pictures in samples.images.items()}
+        gaze = torch.from_numpy(samples.gaze)
+        images, gaze = randomly_cropped(images, gaze, self.policy.crop, generator if augmented else None)
+        if augmented and self.recipe.jitter:
+            images = {name: jittered(pictures, self.recipe.jitter, generator) for name, pictures in images.items()}
+        device = self.policy.settings.device
+        batch = Batch(
+            images={name: pictures.to(device) for name, pictures in images.items()},
+            state=torch.from_numpy(samples.state),
+            instructions=samples.instructions,
+            actions=torch.from_numpy(samples.actions),
+            valid=torch.from_numpy(samples.valid),
+            gaze=gaze,
+        )
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            return self.policy.losses(batch, generator)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model with the averaged weights, for a while."""
+        own = {name: one.detach().clone() for name, one in self.learnt.items()}
+        self._put(self.average)
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self._put(own)
+
+    def _put(self, weights: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, one in self.learnt.items():
+                one.copy_(weights[name])
+
+    def keep(self, file: Path) -> None:
+        state = {
+            "done": self.done,
+            "model": self.model.state_dict(),
+            "average": self.average,
+            "optimiser": self.optimiser.state_dict(),
+        }
+        partial = file.with_name(file.name + ".partial")
+        torch.save(state, partial)
+        partial.replace(file)
+
+    def resume(self, file: Path) -> None:
+        try:
+            state: dict[str, Any] = torch.load(file, map_location=self.policy.settings.device, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            for name, one in self.average.items():
+                one.copy_(state["average"][name])
+            self.done = int(state["done"])
+        except Exception as error:  # pickle and zip have a class of their own for each kind of damage
+            raise UsageError(f"{file} cannot be resumed ({type(error).__name__}); --overwrite starts again.") from error
+
+    def save(self, path: Path, provenance: Mapping[str, str], weights: Weights) -> None:
+        with self.averaged():
+            self.policy.save(path, provenance, dtype=getattr(torch, weights))
+
+
+def _groups(parameters: Iterable[Tensor], recipe: Recipe) -> list[dict[str, Any]]:
+    """Weight decay for matrices and kernels, none for vectors."""
+    all_of_them = list(parameters)
+    return [
+        {"params": [one for one in all_of_them if one.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [one for one in all_of_them if one.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _mixed(seed: int, number: int) -> int:
+    """A seed of 63 bits from both."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 1) - 1
