@@ -115,11 +115,12 @@ def _fitting(scene: Scene, put: Put) -> Iterator[tuple[Grasp, list[Placement]]]:
     ways = [_fitting_by(scene, put, access) for access in _accesses(scene, put)]
     while ways:
         for way in list(ways):
-            given = 0
-            for given, found in enumerate(itertools.islice(way, _BY_TURNS), start=1):
+            for _ in range(_BY_TURNS):
+                found = next(way, None)
+                if found is None:
+                    ways.remove(way)
+                    break
                 yield found
-            if given < _BY_TURNS:
-                ways.remove(way)
 
 
 def _fitting_by(scene: Scene, put: Put, access: Access) -> Iterator[tuple[Grasp, list[Placement]]]:
