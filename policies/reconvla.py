@@ -36,7 +36,6 @@ from vla_bench.errors import UsageError
 from vla_bench.learning import Scales
 from vla_bench.types import Attention, Float32, Image, Observation, PolicySpec, Suite
 
-from .augmentation import box_in_centre
 from .checkpoints import load_into
 from .conventions import CALVIN_ACTION, CALVIN_STATE
 from .normalisation import Affine
@@ -159,11 +158,6 @@ class ReconVLA(TorchPolicy):
         if self.spec.action.gripper != "none":
             actions[..., -1] = np.where(actions[..., -1] > 0, 1.0, -1.0)
         return actions
-
-    def box_in_picture(self, box: Float32) -> Float32:
-        """Where boxes (..., 4) of the first camera are in the picture that attention is over, shares of its sides."""
-        shown = box_in_centre(torch.from_numpy(np.asarray(box, np.float32)), self.crop).numpy()
-        return self.facts.stack.box_in_picture(shown)
 
     def _pictures(self, observations: Sequence[Observation]) -> Tensor:
         static, wrist = (camera.name for camera in self.spec.cameras)

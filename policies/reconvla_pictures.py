@@ -73,11 +73,6 @@ class Stack:
             ),
         )
 
-    def box_in_picture(self, box: ArrayLike) -> Float32:
-        """Where a box (..., 4) of the third-person view is in the stacked picture, as shares of its sides."""
-        share = np.float32(self.above / self.side)
-        return np.asarray(box, np.float32) * np.array([1, share, 1, share], np.float32)
-
 
 def _resized(picture: Image, width: int, height: int) -> Image:
     return np.asarray(Pillow.fromarray(picture).resize((width, height), Pillow.Resampling.LANCZOS))

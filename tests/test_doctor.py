@@ -169,6 +169,12 @@ def test_text_shows_marks_fixes_and_a_count():
     ]
 
 
+def test_the_last_line_counts_problems_even_where_a_note_leaves_all_else_open():
+    unclear, wrong = Check("a", None, "1", inconclusive=True), Check("b", False, "2")
+    assert doctor.render_text([unclear]).endswith("Nothing can be concluded: see a.")
+    assert doctor.render_text([unclear, wrong]).endswith("1 problem")
+
+
 def test_json_holds_the_same_as_the_text():
     checks = [Check("a", None, "1"), Check("b", False, "2", "fix it")]
     answer = json.loads(doctor.to_json(checks))

@@ -290,6 +290,8 @@ def test_doctor_names_the_fault_of_a_policy_against_a_recording(
     assert "No problem found." in capsys.readouterr().out
     assert main([*asked, "replay", "--checkpoint", file]) == 0
     assert "a script that only its episode decides" in capsys.readouterr().out
+    assert main([*asked, "zero"]) == 0
+    assert capsys.readouterr().out.endswith("Nothing can be concluded: see resemblance.\n")
 
 
 @pytest.mark.parametrize(

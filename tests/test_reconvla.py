@@ -164,11 +164,6 @@ def test_a_gaze_of_no_size_is_one_pixel(box):
     assert len(np.unique(target[:, :10])) == 1
 
 
-def test_gaze_boxes_are_placed_in_the_stacked_picture():
-    placed = Stack(334, 384, 27, "rows").box_in_picture([0.1, 0.5, 0.2, 1.0])
-    np.testing.assert_allclose(placed, [0.1, 86.5 / 334, 0.2, 173 / 334], rtol=1e-6)
-
-
 # Answers
 
 

@@ -60,6 +60,8 @@ class Check:
     ok: bool | None
     detail: str
     fix: str = ""
+    inconclusive: bool = False
+    """Because of this, that no problem was found does not mean that there is none."""
 
 
 def diagnose() -> list[Check]:
@@ -89,13 +91,18 @@ def render_text(checks: Sequence[Check]) -> str:
         lines.append(f"{_mark(check):<9}{check.name:<{width}}  {check.detail}")
         if check.fix:
             lines.append(f"{'':<9}{'':<{width}}  fix: {check.fix}")
-    problems = sum(check.ok is False for check in checks)
-    lines += ["", f"{problems} problem{'s' * (problems != 1)}" if problems else "No problem found."]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _summary(checks)])
+
+
+def _summary(checks: Sequence[Check]) -> str:
+    if problems := sum(check.ok is False for check in checks):
+        return f"{problems} problem{'s' * (problems != 1)}"
+    unclear = [check.name for check in checks if check.inconclusive]
+    return f"Nothing can be concluded: see {' and '.join(unclear)}." if unclear else "No problem found."
 
 
 def to_json(checks: Sequence[Check]) -> str:
-    """The same as JSON: {"ok": bool, "checks": [{name, ok, detail, fix}, ...]}."""
+    """The same as JSON: {"ok": bool, "checks": [{name, ok, detail, fix, inconclusive}, ...]}."""
     return json.dumps({"ok": exit_code(checks) == 0, "checks": [asdict(check) for check in checks]}, indent=2)
 
 

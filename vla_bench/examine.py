@@ -306,7 +306,7 @@ def _comparison(patient: Patient, tell: Tell) -> Iterator[Check]:
     elif not faults:
         said = f"nothing it answers resembles the expert ({probe.magnitudes(given, moments)})"
         fix = "an untrained policy is so, and one with several faults at once; none can be named"
-        yield Check("resemblance", None, said, fix)
+        yield Check("resemblance", None, said, fix, inconclusive=True)
     yield from faults
     yield from (_group(name, before, bool(faults)) for name in probe.groups(patient.tour.suite.action))
 
