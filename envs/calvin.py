@@ -27,7 +27,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
-import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,7 +40,8 @@ from .calvin_sim import CAMERA_PX, CONTROL_HZ, State, Table
 from .calvin_starts import SETTLE_STEPS, Start, chain_start, task_start
 from .calvin_tasks import COLOURS, SENTENCES, TASKS, Record, check_task
 from .robosuite_cameras import geoms_of
-from .robosuite_core import CHARSET, SimulationDiverged, as_dict, image_space, version
+from .robosuite_core import SimulationDiverged, version
+from .task_env import TaskEnv
 
 Float64 = NDArray[np.float64]
 Led = Literal["head", "submodule"]
@@ -116,15 +116,6 @@ def single_tasks(name: str = "calvin_tasks", scene: SceneName = "d", led: Led = 
         protocol={"scene": of.name, "led": led, "settle_steps": SETTLE_STEPS},
         about="CALVIN's 34 tasks one at a time, on MuJoCo",
     )
-
-
-def make_gym_env(suite_name: str, task_name: str, render_mode: str | None = None, **options: Any) -> CalvinEnv:
-    """One task with both cameras, for `gymnasium.make`; `options` as in `suite` or `single_tasks`."""
-    made = (single_tasks if suite_name == "calvin_tasks" else suite)(suite_name, **options)
-    env = made.make_env(made.task(task_name), tuple(CAMERA_PX))
-    assert isinstance(env, CalvinEnv)
-    env.render_mode = render_mode
-    return env
 
 
 def provenance() -> dict[str, str]:
@@ -224,40 +215,25 @@ class _Moment:
     images: Mapping[str, Image] | None = None
 
 
-class CalvinEnv(gymnasium.Env[dict[str, Any], Float32]):
-    """Tasks at the table, one after the other: a Gymnasium environment that can also play a chunk and render once.
-
-    Observation: {"images": {camera: uint8 (H, W, 3) upright RGB}, "state": float32 (15,) as `STATE`, "instruction"}.
-    Action: float32 (7,) as `ACTION`. Reward: 1.0 for every task at the step that does it, else 0.0. Termination: all
-    tasks done. Truncation: `task.max_steps` on one of them. `reset(options={"trial": k, "seed": s})` picks the initial
-    state; without a trial one is drawn from the environment's own generator.
-    """
+class CalvinEnv(TaskEnv):
+    """Tasks at the table, one after the other; the state is `STATE`, the action `ACTION`."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012 Gymnasium's own convention
 
     def __init__(self, task: Task, wanted: Sequence[str], table: Simulator, start: Callable[[int, int], Start]) -> None:
-        self.task = task
+        super().__init__(task, [camera for camera in CAMERAS if camera.name in wanted], STATE, ACTION)
         self.table = table
-        self.render_mode: str | None = None
         self.tasks: tuple[str, ...] = ()
         """The names of the tasks of this episode, in order."""
         self.done = 0
         """How many of them are done."""
         self._start_of = start
-        self._cameras = tuple(camera for camera in CAMERAS if camera.name in wanted)
         self._record_every = 0
         self._reel: list[_Kept] = []
         self.attended: tuple[str, ...] = ()
         self._past: deque[_Moment] = deque(maxlen=1)
         self._steps = 0
         self._spent = 0
-        self._last: Observation | None = None
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (ACTION.dim,), np.float32)
-        self.observation_space = gymnasium.spaces.Dict(
-            images=gymnasium.spaces.Dict({camera.name: image_space(camera) for camera in self._cameras}),
-            state=gymnasium.spaces.Box(-np.inf, np.inf, (len(STATE),), np.float32),
-            instruction=gymnasium.spaces.Text(max_length=64, charset=CHARSET),
-        )
 
     @property
     def current_task(self) -> str:
@@ -276,8 +252,7 @@ class CalvinEnv(gymnasium.Env[dict[str, Any], Float32]):
     # What the engine calls
 
     def reset_trial(self, trial: int, seed: int) -> Observation:
-        if not 0 <= trial < self.task.trials:
-            raise UsageError(f"{self.task.name} has trials 0 to {self.task.trials - 1}, got {trial}.")
+        self._insist_on_trial(trial)
         start = self._start_of(trial, seed)
         self.table.reset(start.robot_obs, start.scene_obs)
         for _ in range(start.settle_steps):
@@ -291,8 +266,7 @@ class CalvinEnv(gymnasium.Env[dict[str, Any], Float32]):
         return self._observe()
 
     def advance(self, actions: Float32) -> Transition:
-        if np.ndim(actions) != 2 or np.shape(actions)[1] != ACTION.dim:
-            raise UsageError(f"{self.task.name} takes actions of shape (n, {ACTION.dim}), got {np.shape(actions)}.")
+        self._insist_on_actions(actions)
         started = time.perf_counter()
         done, before = self.done, self._steps
         for action in np.asarray(actions, dtype=np.float64):
@@ -345,42 +319,16 @@ class CalvinEnv(gymnasium.Env[dict[str, Any], Float32]):
             )
 
     def gaze(self) -> Mapping[str, Mask]:
-        table, bodies = self._segmenting(), self.attended or self._goal_bodies()
-        now = table.state()
-        return {camera.name: table.segment_at(now, camera.name, bodies) for camera in self._cameras}
+        if not isinstance(self.table, MujocoTable):
+            return {}
+        now, bodies = self.table.state(), self.attended or self._goal_bodies()
+        return {camera.name: self.table.segment_at(now, camera.name, bodies) for camera in self._cameras}
 
     def fingerprint(self) -> str:
         return self.table.fingerprint()
 
     def close(self) -> None:
         self.table.close()
-
-    # What Gymnasium calls
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        super().reset(seed=seed)
-        chosen = options or {}
-        unknown = set(chosen) - {"trial", "seed"}
-        if unknown:
-            raise UsageError(
-                f"reset takes the options 'trial' and 'seed', got {', '.join(sorted(map(repr, unknown)))}."
-            )
-        trial = int(chosen["trial"]) if "trial" in chosen else int(self.np_random.integers(self.task.trials))
-        observation = self.reset_trial(trial, int(chosen.get("seed", 0)))
-        return as_dict(observation), {"trial": trial, "success": False, "subgoals_done": 0}
-
-    def step(self, action: Float32) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        done = self.done
-        after = self.advance(np.asarray(action)[None])
-        info = {"success": after.success, "steps": self._steps, "subgoals_done": after.subgoals_done}
-        return as_dict(after.observation), float(self.done - done), after.success, after.truncated, info
-
-    def render(self) -> Image | None:
-        if self.render_mode != "rgb_array" or self._last is None:
-            return None
-        return self._last.images[self._cameras[0].name]
 
     # Parts
 
@@ -435,8 +383,7 @@ class CalvinEnv(gymnasium.Env[dict[str, Any], Float32]):
         now.images = {camera.name: self.table.paint(camera.name) for camera in self._cameras}
         *earlier, last = [self._look(moment) for moment in self._past]
         never = (self._past.maxlen or 1) - len(self._past)
-        self._last = replace(last, earlier=(*never * [earlier[0] if earlier else last], *earlier))
-        return self._last
+        return replace(last, earlier=(*never * [earlier[0] if earlier else last], *earlier))
 
     def _look(self, moment: _Moment) -> Observation:
         if moment.images is None:

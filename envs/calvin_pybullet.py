@@ -69,15 +69,6 @@ def suite(name: str = "calvin_pybullet", scene: SceneName = "d", egl: bool = Fal
     )
 
 
-def make_gym_env(suite_name: str, task_name: str, render_mode: str | None = None, **options: Any) -> CalvinEnv:
-    """The chains with both cameras, for `gymnasium.make`; `options` as in `suite`."""
-    made = suite(suite_name, **options)
-    env = made.make_env(made.task(task_name), [camera.name for camera in CAMERAS])
-    assert isinstance(env, CalvinEnv)
-    env.render_mode = render_mode
-    return env
-
-
 def provenance() -> dict[str, str]:
     """What decides the numbers. Raises UsageError where calvin_env is not installed."""
     clone = _clone()

@@ -124,15 +124,6 @@ def _protocol(fixture_seed: int, settle_steps: int, states: States) -> dict[str,
     return {"states": states, "settle_steps": settle_steps}
 
 
-def make_gym_env(suite_name: str, task_name: str, render_mode: str | None = None, **options: Any) -> LiberoEnv:
-    """One LIBERO task with both cameras, for `gymnasium.make`; `options` as in `suite`."""
-    made = suite(suite_name, **options)
-    env = made.make_env(made.task(task_name), CAMERAS)
-    assert isinstance(env, LiberoEnv)
-    env.render_mode = render_mode
-    return env
-
-
 class LiberoEnv(RobosuiteEnv):
     """One LIBERO task; trial k starts from the k-th official initial state."""
 

@@ -76,15 +76,6 @@ def suite(name: str = "robosuite", resolution: int = 256) -> Suite:
     )
 
 
-def make_gym_env(suite_name: str, task_name: str, render_mode: str | None = None, **options: int) -> StandardEnv:
-    """One robosuite task with both cameras, for `gymnasium.make`; `options` as in `suite`."""
-    made = suite(suite_name, **options)
-    env = made.make_env(made.task(task_name), CAMERAS)
-    assert isinstance(env, StandardEnv)
-    env.render_mode = render_mode
-    return env
-
-
 class StandardEnv(RobosuiteEnv):
     """One of robosuite's registered environments; trial k of seed s has a scene drawn from (s, k)."""
 

@@ -29,15 +29,15 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any, NamedTuple
 
-import gymnasium
 import numpy as np
 
-from vla_bench.errors import MissingPackage, UsageError
+from vla_bench.errors import MissingPackage
 from vla_bench.geometry import axis_angle_from_quat
 from vla_bench.gl import use_backend
 from vla_bench.types import ActionSpec, Camera, Float32, Frame, Image, Mask, Observation, Shot, Task, Transition
 
 from .robosuite_cameras import Cameras, Float64, Still
+from .task_env import TaskEnv
 
 CONTROL_HZ = 20.0
 # OSC_POSE's output_max of robosuite/controllers/config/osc_pose.json; PandaGripper: -1 opens, +1 closes.
@@ -315,13 +315,8 @@ def scene_seed(seed: int, trial: int) -> int:
     return int(np.random.SeedSequence([seed, trial]).generate_state(1)[0])
 
 
-class RobosuiteEnv(gymnasium.Env[dict[str, Any], Float32]):
-    """One task on robosuite: a Gymnasium environment that can also play a chunk and render once.
-
-    Observation: {"images": {camera: uint8 (H, W, 3) upright RGB}, "state": float32 (8,) as `STATE`, "instruction"}.
-    Action: float32 (7,) in [-1, 1] as `ACTION`. Reward: 1.0 at success, else 0.0. Termination: success, judged after
-    every control step. Truncation: `task.max_steps`. `reset(options={"trial": k, "seed": s})` picks the initial state;
-    without a trial one is drawn from the environment's own generator.
+class RobosuiteEnv(TaskEnv):
+    """One task on robosuite; the state is `STATE`, the action `ACTION`.
 
     Subclasses say how a trial starts (`_start`), what the task is about (`_goal_bodies`) and may add to what happens
     after each control step (`_judge`).
@@ -329,41 +324,28 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], Float32]):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012 Gymnasium's own convention
 
-    def __init__(
-        self, task: Task, cameras: Sequence[Camera], wanted: Sequence[str], raw: Any, render_mode: str | None = None
-    ) -> None:
-        self.task = task
+    def __init__(self, task: Task, cameras: Sequence[Camera], wanted: Sequence[str], raw: Any) -> None:
+        super().__init__(task, [camera for camera in cameras if camera.name in wanted], STATE, ACTION)
         self.raw = raw
-        self.render_mode = render_mode
         self.instruction = task.instructions[0]
         self._all_cameras = tuple(cameras)
-        self._cameras = tuple(camera for camera in cameras if camera.name in wanted)
         self._record_every = 0
         self._reel: list[Kept] = []
         self.attended: tuple[str, ...] = ()
         self._past: deque[Moment] = deque(maxlen=1)
         self._painter: Cameras | None = None
         self._steps = 0
-        self._last: Observation | None = None
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (ACTION.dim,), np.float32)
-        self.observation_space = gymnasium.spaces.Dict(
-            images=gymnasium.spaces.Dict({c.name: image_space(c) for c in self._cameras}),
-            state=gymnasium.spaces.Box(-np.inf, np.inf, (len(STATE),), np.float32),
-            instruction=gymnasium.spaces.Text(max_length=512, charset=CHARSET),
-        )
 
     # What the engine calls
 
     def reset_trial(self, trial: int, seed: int) -> Observation:
-        if not 0 <= trial < self.task.trials:
-            raise UsageError(f"{self.task.name} has trials 0 to {self.task.trials - 1}, got {trial}.")
+        self._insist_on_trial(trial)
         self._start(trial, seed)
         self._set_out()
         return self._observe()
 
     def advance(self, actions: Float32) -> Transition:
-        if np.ndim(actions) != 2 or np.shape(actions)[1] != ACTION.dim:
-            raise UsageError(f"{self.task.name} takes actions of shape (n, {ACTION.dim}), got {np.shape(actions)}.")
+        self._insist_on_actions(actions)
         started = time.perf_counter()
         played, success = 0, False
         for action in np.asarray(actions, dtype=np.float64):
@@ -434,32 +416,6 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], Float32]):
             self._painter.close()
             self._painter = None
 
-    # What Gymnasium calls
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        super().reset(seed=seed)
-        chosen = options or {}
-        unknown = set(chosen) - {"trial", "seed"}
-        if unknown:
-            raise UsageError(
-                f"reset takes the options 'trial' and 'seed', got {', '.join(sorted(map(repr, unknown)))}."
-            )
-        trial = int(chosen["trial"]) if "trial" in chosen else int(self.np_random.integers(self.task.trials))
-        observation = self.reset_trial(trial, int(chosen.get("seed", 0)))
-        return as_dict(observation), {"trial": trial, "success": False}
-
-    def step(self, action: Float32) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        after = self.advance(np.asarray(action)[None])
-        info = {"success": after.success, "steps": self._steps}
-        return as_dict(after.observation), float(after.success), after.success, after.truncated, info
-
-    def render(self) -> Image | None:
-        if self.render_mode != "rgb_array" or self._last is None:
-            return None
-        return self._last.images[self._cameras[0].name]
-
     # What subclasses say
 
     def _start(self, trial: int, seed: int) -> None:
@@ -507,8 +463,7 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], Float32]):
     def _observe(self) -> Observation:
         *earlier, now = [self._look(moment) for moment in self._past]
         never = (self._past.maxlen or 1) - len(self._past)
-        self._last = replace(now, earlier=(*never * [earlier[0] if earlier else now], *earlier))
-        return self._last
+        return replace(now, earlier=(*never * [earlier[0] if earlier else now], *earlier))
 
     def _look(self, moment: Moment) -> Observation:
         if moment.images is None:
@@ -551,24 +506,9 @@ _SCENE_FIELDS = (
     "dof_frictionloss", "jnt_range", "jnt_stiffness", "actuator_gainprm", "actuator_biasprm", "actuator_ctrlrange",
     "cam_pos", "cam_quat", "cam_fovy", "light_pos", "light_dir", "light_diffuse", "site_pos", "site_size",
 )  # fmt: skip
-CHARSET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,;:!?'\"()-/"
 
 
 def _attribute(model: Any, path: str) -> Any:
     for name in path.split("."):
         model = getattr(model, name)
     return model
-
-
-def image_space(camera: Camera) -> gymnasium.spaces.Box:
-    """The space of one camera's pictures."""
-    return gymnasium.spaces.Box(0, 255, (camera.height, camera.width, 3), np.uint8)
-
-
-def as_dict(observation: Observation) -> dict[str, Any]:
-    """What Gymnasium's callers get of it."""
-    return {
-        "images": dict(observation.images),
-        "state": observation.state,
-        "instruction": observation.instruction,
-    }

@@ -22,9 +22,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
-import gymnasium
-import numpy as np
-
 from vla_bench.errors import UsageError
 from vla_bench.types import Camera, Float32, Frame, Image, Mask, Observation, Shot, Suite, Task, Transition
 
@@ -33,15 +30,13 @@ from .calvin_sim import CAMERA_PX
 from .calvin_tasks import SENTENCES
 from .robosuite_core import (
     ACTION,
-    CHARSET,
     CONTROL_HZ,
     STATE,
     RobosuiteEnv,
     Sample,
     SampleClock,
-    as_dict,
-    image_space,
 )
+from .task_env import TaskEnv
 
 Split = Literal["eval", "train"]
 Picture = TypeVar("Picture", Image, Mask)
@@ -100,15 +95,6 @@ def suite(name: str = "tiny", split: Split = "eval", resolution: int = 64) -> Su
         protocol={"split": split, "calvin_scene": tiny_calvin.SCENE.name, "calvin_substeps": tiny_calvin.SUBSTEPS},
         about="three short tasks for small policies: robosuite's Lift, LIBERO's stove, CALVIN's drawer",
     )
-
-
-def make_gym_env(suite_name: str, task_name: str, render_mode: str | None = None, **options: Any) -> TinyEnv:
-    """One task with both cameras, for `gymnasium.make`; `options` as in `suite`."""
-    made = suite(suite_name, **options)
-    env = made.make_env(made.task(task_name), CAMERAS)
-    assert isinstance(env, TinyEnv)
-    env.render_mode = render_mode
-    return env
 
 
 def cameras(resolution: int) -> tuple[Camera, ...]:
@@ -196,20 +182,13 @@ def _free(kept: dict[tuple[str, ...], Any]) -> None:
 # The environment
 
 
-class TinyEnv(gymnasium.Env[dict[str, Any], Float32]):
-    """One of the three tasks, whichever simulator plays it.
-
-    Observation: {"images": {"view", "wrist": uint8 (H, W, 3) upright RGB}, "state": float32 (8,) as robosuite's,
-    "instruction"}. Action: float32 (7,) in [-1, 1], robosuite's. Reward: 1.0 at success, else 0.0. Termination:
-    success, judged after every control step. Truncation: `task.max_steps`. `reset(options={"trial": k, "seed": s})`
-    picks the initial state; without a trial one is drawn from the environment's own generator.
-    """
+class TinyEnv(TaskEnv):
+    """One of the three tasks, whichever simulator plays it; state and action are robosuite's."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012 Gymnasium's own convention
 
     def __init__(self, task: Task, split: Split, resolution: int, wanted: Sequence[str], shelf: Shelf) -> None:
-        self.task = task
-        self.render_mode: str | None = None
+        super().__init__(task, [camera for camera in cameras(resolution) if camera.name in wanted], STATE, ACTION)
         self._entry = ENTRIES[task.name]
         self._fixed = split == "eval"
         self._ours = {own: name for name, own in self._entry.cameras.items()}
@@ -217,17 +196,8 @@ class TinyEnv(gymnasium.Env[dict[str, Any], Float32]):
         self.inner = shelf.take(self._key) or self._built(split, resolution, wanted)
         """The environment of the task's own simulator."""
         self._sound, self._closed = True, False
-        self._last: Observation | None = None
-        self._steps = 0
         self.inner.look_back(1)
         self.inner.record(0)
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (ACTION.dim,), np.float32)
-        seen = [camera for camera in cameras(resolution) if camera.name in wanted]
-        self.observation_space = gymnasium.spaces.Dict(
-            images=gymnasium.spaces.Dict({camera.name: image_space(camera) for camera in seen}),
-            state=gymnasium.spaces.Box(-np.inf, np.inf, (len(STATE),), np.float32),
-            instruction=gymnasium.spaces.Text(max_length=64, charset=CHARSET),
-        )
 
     @property
     def attended(self) -> tuple[str, ...]:
@@ -242,21 +212,15 @@ class TinyEnv(gymnasium.Env[dict[str, Any], Float32]):
     # What the engine calls
 
     def reset_trial(self, trial: int, seed: int) -> Observation:
-        if not 0 <= trial < self.task.trials:
-            raise UsageError(f"{self.task.name} has trials 0 to {self.task.trials - 1}, got {trial}.")
+        self._insist_on_trial(trial)
         with self._entrusted():
-            self._last = self._told(self.inner.reset_trial(trial, EVAL_SEED if self._fixed else seed))
-        self._steps = 0
-        return self._last
+            return self._told(self.inner.reset_trial(trial, EVAL_SEED if self._fixed else seed))
 
     def advance(self, actions: Float32) -> Transition:
-        if np.ndim(actions) != 2 or np.shape(actions)[1] != ACTION.dim:
-            raise UsageError(f"{self.task.name} takes actions of shape (n, {ACTION.dim}), got {np.shape(actions)}.")
+        self._insist_on_actions(actions)
         with self._entrusted():
             after: Transition = self.inner.advance(actions)
-        self._steps += after.steps
-        self._last = self._told(after.observation)
-        return after._replace(observation=self._last)
+        return after._replace(observation=self._told(after.observation))
 
     def look_back(self, history: int) -> None:
         self.inner.look_back(history)
@@ -289,32 +253,6 @@ class TinyEnv(gymnasium.Env[dict[str, Any], Float32]):
             self._shelf.put(self._key, self.inner)
         else:
             self.inner.close()
-
-    # What Gymnasium calls
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        super().reset(seed=seed)
-        chosen = options or {}
-        unknown = set(chosen) - {"trial", "seed"}
-        if unknown:
-            raise UsageError(
-                f"reset takes the options 'trial' and 'seed', got {', '.join(sorted(map(repr, unknown)))}."
-            )
-        trial = int(chosen["trial"]) if "trial" in chosen else int(self.np_random.integers(self.task.trials))
-        observation = self.reset_trial(trial, int(chosen.get("seed", 0)))
-        return as_dict(observation), {"trial": trial, "success": False}
-
-    def step(self, action: Float32) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        after = self.advance(np.asarray(action)[None])
-        info = {"success": after.success, "steps": self._steps}
-        return as_dict(after.observation), float(after.success), after.success, after.truncated, info
-
-    def render(self) -> Image | None:
-        if self.render_mode != "rgb_array" or self._last is None:
-            return None
-        return next(iter(self._last.images.values()))
 
     # Parts
 

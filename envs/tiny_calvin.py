@@ -79,11 +79,12 @@ def start(task: str, trial: int, seed: int) -> Start:
 
 
 def to_relative(action: Float64, euler: Float64) -> Float64:
-    """(7,) CALVIN's relative action that moves and turns a target as ours does, cut at its full steps.
+    """(7,) CALVIN's relative action that moves and turns a target as ours does, ours first cut at 1 as robosuite does,
+    then at CALVIN's full steps.
 
     `euler` (3,) are the target's angles, rad, fixed axes xyz.
     """
-    move, turn = np.split(action[:6] * _OURS, 2)
+    move, turn = np.split(np.clip(action[:6], -1.0, 1.0) * _OURS, 2)
     after = _euler(_turn(turn) @ _matrix(euler))
     change = (after - euler + math.pi) % (2 * math.pi) - math.pi
     relative = np.clip(np.concatenate([move, change]) / _THEIRS, -1.0, 1.0)

@@ -46,7 +46,7 @@ class Noisy:
     def infer(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         chunks = self._expert.infer(observations)
         return [
-            replace(chunk, actions=self._disturbed(chunk.actions, seen.seed))
+            replace(chunk, actions=self._disturbed(chunk.actions, seen.seed), intended=chunk.actions)
             for chunk, seen in zip(chunks, observations, strict=True)
         ]
 

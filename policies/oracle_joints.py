@@ -29,6 +29,7 @@ _CELL_M = 0.03
 _PRESS_M = 0.03
 _STEEP = 0.7  # vertical part of a direction from which on it counts as up or down
 _KNOB_M = 0.06  # what reaches no farther from its axis is taken in the middle
+_WAYSTATIONS = 6  # of a motion, where it is looked whether something is in its way
 _LONG_ARM = 0.7  # of the farthest point's distance from the axis: where to take a handle
 
 
@@ -191,6 +192,14 @@ def _rotations(scene: Scene, joint: Joint, target: float, sense: float) -> list[
         for steepness in _STEEPNESSES
         for rotation in looking(np.cos(steepness) * sense * ahead - np.sin(steepness) * UP, scene.home.rotation)
     ]
+
+
+def stays_clear(joint: Joint, target: float, thing: Thing, pose: Pose) -> bool:
+    """Whether the thing, lying in `pose`, lets the joint go to `target`: a drawer takes it along, a door passes it."""
+    scene, part, points = joint.scene, joint.part.geoms, thing.points()
+    obstacles = scene.obstacles(thing.geoms, part) if joint.slides else part
+    way = np.linspace(0.0, target - joint.value, _WAYSTATIONS)[1:] * (1.0 if joint.slides else -1.0)
+    return all(scene.fits(joint.moved(pose, by).place(points), obstacles, 0.0) for by in way)
 
 
 def own_geoms(part: Thing) -> list[int]:

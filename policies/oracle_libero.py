@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from .oracle_arm import OPEN, Actions, Pose, Script, Vector
-from .oracle_joints import Joint, Motion, plan_motions
+from .oracle_joints import Joint, Motion, plan_motions, stays_clear
 from .oracle_put import Put, plan_put, turned
 from .oracle_scene import Scene, Thing
 from .oracle_skills import still
@@ -72,9 +72,6 @@ def _ordered(goals: Sequence[Goal]) -> list[Goal]:
 def _plan(scene: Scene, goal: Goal, goals: Sequence[Goal]) -> Callable[[], Actions]:
     keep = [other for other in goals if other.holds()]
 
-    def done() -> bool:
-        return goal.holds() and all(other.holds() for other in keep)
-
     if not goal.moves_thing:
         return _plan_joint(scene, goal.names[0], goal.predicate, goal.holds)
     container = _closed_container(scene, goal.names[1]) if goal.predicate == "in" else None
@@ -83,8 +80,13 @@ def _plan(scene: Scene, goal: Goal, goals: Sequence[Goal]) -> Callable[[], Actio
         return _plan_joint(scene, container, "open", state.is_open)
     thing = scene.thing(scene.raw.obj_body_id[goal.names[0]])
     spots, allowed = _spots(scene, goal, thing, _share(goal, goals))
+    harmless = _harmless(scene, goal, thing, goals)
     middle = scene.raw.sim.data.get_site_xpos(goal.names[1]).copy() if goal.predicate == "in" else None
-    return plan_put(scene, Put(thing, spots, done, allowed, middle))
+
+    def done() -> bool:
+        return goal.holds() and all(other.holds() for other in keep) and harmless(thing.pose)
+
+    return plan_put(scene, Put(thing, spots, done, allowed, harmless, middle))
 
 
 # Joints
@@ -122,6 +124,18 @@ def _closed_container(scene: Scene, region: str) -> str | None:
         return None
     name = region if site.joints else site.parent_name
     return None if scene.raw.object_states_dict[name].is_open() else name
+
+
+def _harmless(scene: Scene, goal: Goal, thing: Thing, goals: Sequence[Goal]) -> Callable[[Pose], bool]:
+    """Whether the thing, lying in a pose, leaves what it goes into free to be closed, where that is a later goal."""
+    closing = [other for other in goals if other.predicate == "close" and goal.names[1].startswith(other.names[0])]
+    if goal.predicate != "in" or not closing:
+        return lambda pose: True
+    name = closing[0].names[0]
+    joint = _joint(scene, name)
+    low, high = scene.model.jnt_range[joint.number]
+    shut = float(np.clip(_end(scene, joint, name, "close"), low, high))
+    return lambda pose: stays_clear(joint, shut, thing, pose)
 
 
 # Places

@@ -43,6 +43,8 @@ class Put:
     done: Callable[[], bool]
     allowed: Callable[[Vector], bool] = lambda position: True
     """Whether the thing's origin may come to rest there."""
+    harmless: Callable[[Pose], bool] = lambda pose: True
+    """Whether the thing, lying so, leaves possible what is to be done after this."""
     middle: Vector | None = None
     """Of the region, if it may be closed above."""
     leans: tuple[float, ...] = (0.0, 0.35, 0.7)
@@ -161,11 +163,11 @@ def _accesses(scene: Scene, put: Put) -> list[Access]:
 
 
 def _roomy(scene: Scene, put: Put, access: Access) -> list[Pose]:
-    """The spots at which the thing alone would fit and be allowed, at most `MOST_SPOTS`."""
+    """The spots at which the thing alone would fit, be allowed and harmless, at most `MOST_SPOTS`."""
     body, found = put.thing.points(), []
     for spot in put.spots():
         rests = _resting(scene, put, spot, body, access)
-        if rests is not None and put.allowed(rests.position):
+        if rests is not None and put.allowed(rests.position) and put.harmless(_dropped(scene, put, rests, body)):
             found.append(spot)
         if len(found) == MOST_SPOTS:
             break
@@ -208,7 +210,7 @@ def _rotations(scene: Scene, put: Put, access: Access) -> list[Matrix]:
 
 def _placements(scene: Scene, put: Put, grasp: Grasp, spots: Sequence[Pose], access: Access) -> Iterator[Placement]:
     thing, hand = put.thing, grasp.hand
-    body, obstacles = thing.points(), scene.obstacles(thing.geoms)
+    body = thing.points()
     load = np.concatenate([body, hand.place(scene.hand_points)])  # in the thing's frame
     for spot in spots:
         if (spot.rotation @ hand.rotation)[2, 2] > _UPWARDS:
@@ -216,7 +218,7 @@ def _placements(scene: Scene, put: Put, grasp: Grasp, spots: Sequence[Pose], acc
         resting = _resting(scene, put, spot, load, access)
         if resting is None or not scene.reachable(resting.of(hand)):
             continue
-        dropped = _lowest(scene, resting, body, obstacles, 0.0) or resting
+        dropped = _dropped(scene, put, resting, body)
         sunk = access.tipped and _may_sink(scene, put, resting.position)
         if sunk or put.allowed(resting.position) or put.allowed(dropped.position):
             away = -_ENTER_M * resting.of(hand).rotation[:, 2]
@@ -225,6 +227,11 @@ def _placements(scene: Scene, put: Put, grasp: Grasp, spots: Sequence[Pose], acc
                 yield Placement(resting, _ENTER_M * UP, away)
             else:
                 yield Placement(resting, outside + _CLEAR_OF_SILL_M * UP, outside)
+
+
+def _dropped(scene: Scene, put: Put, pose: Pose, body: Points) -> Pose:
+    """Where the thing would lie if it sank straight down from `pose`."""
+    return _lowest(scene, pose, body, scene.obstacles(put.thing.geoms), 0.0) or pose
 
 
 def _may_sink(scene: Scene, put: Put, position: Vector) -> bool:

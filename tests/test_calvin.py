@@ -18,6 +18,7 @@ from vla_bench.envs.calvin_tasks import SENTENCES, TASKS, Record, check_task
 
 from vla_bench.chunking import RecedingHorizon
 from vla_bench.errors import UsageError
+from vla_bench.gym import make_task
 from vla_bench.inference import LocalPolicy
 from vla_bench.registry import make_suite
 from vla_bench.rollout import Actor, Stage
@@ -174,6 +175,12 @@ class Script:
         chosen = {"turn_on_led": LED, "open_drawer": DRAWER}
         sentences = {SENTENCES[name]: action for name, action in chosen.items()}
         return [ActionChunk(repeated(sentences.get(seen.instruction, 0 * LED), 3)) for seen in observations]
+
+
+def test_a_table_without_segmentation_knows_no_gaze():
+    env = number_env()
+    env.reset_trial(0, 0)
+    assert env.gaze() == {}
 
 
 def test_the_engine_drops_the_chunk_and_resets_the_policy_at_every_instruction():
@@ -339,8 +346,8 @@ def test_a_diverged_state_is_an_error_and_the_next_trial_is_sound():
 
 
 @pytest.mark.sim
-def test_make_gym_env_makes_single_tasks_in_any_scene():
-    env = calvin.make_gym_env("calvin_tasks", "open_drawer", scene="c")
+def test_gymnasium_makes_single_tasks_in_any_scene():
+    env = make_task("calvin_tasks", "open_drawer", scene="c")
     assert env.table.scene.name == "C"
     assert env.reset_trial(0, 0).instruction == SENTENCES["open_drawer"]
     env.close()

@@ -19,7 +19,7 @@ from vla_bench.config import RunConfig
 from vla_bench.dataset_lerobot import array_stats, picture_stats, read_lerobot
 from vla_bench.demonstrations import box_of, load_part, part_file, unpack
 from vla_bench.errors import UsageError
-from vla_bench.inference import LocalPolicy
+from vla_bench.inference import LocalPolicy, check_chunks
 from vla_bench.recorded import read_recorded
 from vla_bench.registry import make_policy, make_suite
 from vla_bench.rollout import Actor, Rollout, run_episode
@@ -157,6 +157,7 @@ def test_lerobot_files_say_the_same_as_hdf5(toy: Path) -> None:
         demos = [archive[f"data/demo_{number}"] for number in range(6)]
         for column, name in (
             ("action", "actions"),
+            ("intended_action", "intended_actions"),
             ("observation.state", "obs/state"),
             ("gaze.box.eye", "gaze/eye_box"),
         ):
@@ -228,6 +229,29 @@ def test_the_noise_depends_on_episode_and_step_alone_and_has_the_size_asked_for(
     assert np.abs(loud).max() <= 1.0
     seen = [make_noise(seed) for seed in range(300)]
     assert 0.09 < np.std(seen) < 0.11
+
+
+def test_what_was_intended_is_recorded_beside_what_was_executed(toy: Path) -> None:
+    with h5py.File(toy / "hdf5/east_demo.hdf5") as archive:
+        for demo in archive["data"].values():
+            places, intended = demo["obs/state"][:], demo["intended_actions"][:]
+            np.testing.assert_allclose(intended[:, 0], 0.3, atol=1e-6)
+            np.testing.assert_allclose(intended[:, 1], -0.1 * places[:, 1], atol=1e-6)  # of where the noise had led
+            assert (np.abs(demo["actions"][:] - intended) > 1e-4).all()
+
+
+def test_without_noise_what_was_executed_was_intended() -> None:
+    toy = suite(max_steps=400)
+    quiet = acted(toy, Episode(toy.name, "east", 1, 0), 0.0)
+    np.testing.assert_array_equal(quiet.intended, quiet.actions)
+
+
+def test_an_intention_for_every_action_or_none() -> None:
+    actions, spec = np.zeros((3, 2), np.float32), Expert(suite()).spec
+    checked = check_chunks([ActionChunk(actions, intended=actions + 1)], 1, spec)
+    np.testing.assert_array_equal(checked[0].intended, actions + 1)
+    with pytest.raises(UsageError, match="3 actions and 2 intended ones"):
+        check_chunks([ActionChunk(actions, intended=actions[:2])], 1, spec)
 
 
 def make_noise(seed: int) -> float:
@@ -341,6 +365,11 @@ def test_what_earlier_commands_collected_is_counted_too(tmp_path: Path) -> None:
 def test_other_noise_is_another_collection(toy: Path) -> None:
     with pytest.raises(UsageError, match="holds another run: policy_args"):
         collect(config(toy, noise=0.3))
+
+
+def test_a_folder_takes_episodes_of_one_suite(toy: Path) -> None:
+    with pytest.raises(UsageError, match=r"of test_collect:suite with the arguments \[\], not of .* \['max_steps=9'\]"):
+        collect(config(toy, seed=7, suite_args=("max_steps=9",)))
 
 
 def test_a_suite_that_cannot_record_says_so(tmp_path: Path) -> None:

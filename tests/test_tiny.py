@@ -141,6 +141,13 @@ def test_what_is_asked_beyond_calvins_full_step_is_cut_at_it() -> None:
     np.testing.assert_allclose(relative, [1, -1, 1, 0, 0, 1, 1], atol=1e-12)
 
 
+def test_beyond_one_is_one_as_in_robosuite() -> None:
+    for euler, rng in targets(20):
+        action = rng.uniform(-15, 15, 7)
+        cut = tiny_calvin.to_relative(np.clip(action, -1, 1), euler)
+        np.testing.assert_array_equal(tiny_calvin.to_relative(action, euler), cut)
+
+
 @pytest.mark.parametrize(("ours", "calvins"), [(1.0, -1.0), (0.01, -1.0), (0.0, 1.0), (-1.0, 1.0)])
 def test_the_gripper_closes_above_zero(ours: float, calvins: float) -> None:
     action = np.array([0, 0, 0, 0, 0, 0, ours])

@@ -31,7 +31,8 @@ from vla_bench.types import ActionSpec, Camera, Episode, Observation, Suite, Tas
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("diffusers")
-pytest.importorskip("h5py", reason="needs vla-bench[data]")
+h5py = pytest.importorskip("h5py", reason="needs vla-bench[data]")
+parquet = pytest.importorskip("pyarrow.parquet")
 
 from vla_bench.policies.augmentation import box_in_centre, centre, jittered, randomly_cropped  # noqa: E402
 from vla_bench.policies.checkpoints import read_ours  # noqa: E402
@@ -69,6 +70,7 @@ def demonstration(task: str, trial: int, steps: int) -> Demonstration:
         scene_fingerprint="scene",
         final_fingerprint="end",
         actions=actions,
+        intended=actions / 2,
         states=np.cumsum(rng.normal(size=(steps, 8)), axis=0).astype(np.float32),
         joints=np.zeros((steps, 7)),
         physics=np.zeros((steps, 3)),
@@ -119,13 +121,31 @@ def test_what_was_recorded_is_read_from_both_formats(which: str, tmp_path: Path,
     assert read.sha256 == data.sha256
     assert [one.episode for one in read.trajectories] == [demo.episode for demo in DEMOS]
     for one, demo in zip(read.trajectories, DEMOS, strict=True):
-        np.testing.assert_array_equal(one.actions, demo.actions)
+        np.testing.assert_array_equal(one.actions, demo.intended)
         np.testing.assert_array_equal(one.states, demo.states)
         assert one.instructions == demo.instructions
         for name, seen in demo.views.items():
             np.testing.assert_array_equal(one.images[name], seen.images())
         np.testing.assert_allclose(one.boxes["front"][0] * SIDE, demo.views["front"].boxes[0])
         np.testing.assert_array_equal(one.boxes["front"][1], WHOLE)
+
+
+@pytest.mark.parametrize("which", [HDF5, LEROBOT])
+def test_what_was_executed_is_learnt_where_the_files_do_not_say_what_was_intended(which: str, tmp_path: Path) -> None:
+    folder = Path(write(tmp_path, DEMOS, which))
+    forget_intentions(folder / which)
+    for one, demo in zip(read_training_data([str(folder)]).trajectories, DEMOS, strict=True):
+        np.testing.assert_array_equal(one.actions, demo.actions)
+
+
+def forget_intentions(folder: Path) -> None:
+    """Leave the files as others write them."""
+    for file in folder.glob("*.hdf5"):
+        with h5py.File(file, "r+") as archive:
+            for demo in archive["data"].values():
+                del demo["intended_actions"]
+    for file in folder.glob("data/*/*.parquet"):
+        parquet.write_table(parquet.read_table(file).drop_columns("intended_action"), file)
 
 
 def test_a_moment_has_its_past_and_its_future(data: TrainingData) -> None:
@@ -144,7 +164,7 @@ def test_a_moment_has_its_past_and_its_future(data: TrainingData) -> None:
                 np.testing.assert_array_equal(shown, demo.views["wrist"].images()[step])
             for ahead in range(horizon):
                 step = now - (history - 1) + ahead
-                np.testing.assert_array_equal(samples.actions[row, ahead], demo.actions[min(max(step, 0), last)])
+                np.testing.assert_array_equal(samples.actions[row, ahead], demo.intended[min(max(step, 0), last)])
                 assert samples.valid[row, ahead] == (step <= last)
             assert samples.instructions[row] == demo.instructions[now]
             row += 1

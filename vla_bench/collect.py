@@ -24,7 +24,7 @@ from vla_bench.errors import UsageError
 from vla_bench.recorded import HDF5, LEROBOT
 from vla_bench.registry import make_suite
 from vla_bench.runner import Outcome, Watcher, run, select_tasks
-from vla_bench.store import EPISODES, read_episodes
+from vla_bench.store import EPISODES, read_episodes, read_info
 from vla_bench.types import EpisodeResult, Suite, Task
 
 RUNS, PARTS = "runs", "parts"
@@ -93,8 +93,10 @@ def collect(config: CollectConfig, watcher: Watcher | None = None) -> Collected:
         dataset_hdf5.import_h5py()  # before hours of work
     out = Path(config.out)
     _make_room(out, config.overwrite)
+    planned = list(rounds(config, tasks))
+    _insist_on_suite(out, planned[0])
     outcomes = []
-    for each in rounds(config, tasks):
+    for each in planned:
         outcomes.append(run(each, watcher, PartKeeper(out / PARTS)))
         if outcomes[-1].judged < outcomes[-1].planned:
             return Collected(outcomes, len(_rows(out)), 0, 0, ())
@@ -105,7 +107,7 @@ def collect(config: CollectConfig, watcher: Watcher | None = None) -> Collected:
 
 
 def rounds(config: CollectConfig, tasks: Sequence[Task]) -> Iterator[RunConfig]:
-    """One run per pass over the trials, each with its own seed. Raises UsageError for tasks of different trials."""
+    """One run per pass over the trials, of the task that has fewest, each with its own seed."""
     trials = min(task.trials for task in tasks)
     for number, first in enumerate(range(0, config.episodes, trials)):
         seed = config.seed + number
@@ -136,10 +138,26 @@ def _make_room(out: Path, overwrite: bool) -> None:
             shutil.rmtree(out / name, ignore_errors=True)
 
 
+def _insist_on_suite(out: Path, planned: RunConfig) -> None:
+    """Raises UsageError when the folder holds episodes of another suite, or of other pictures or states of it."""
+    wanted = planned.identity()
+    for earlier in _runs(out):
+        found = read_info(earlier).identity
+        if any(found[name] != wanted[name] for name in ("suite", "suite_args")):
+            raise UsageError(
+                f"{out} holds episodes of {found['suite']} with the arguments {found['suite_args']}, not of "
+                f"{wanted['suite']} with {wanted['suite_args']}: choose another --out, or --overwrite."
+            )
+
+
+def _runs(out: Path) -> list[Path]:
+    """Of this and earlier commands, as far as they have episodes."""
+    return [file.parent for file in sorted((out / RUNS).glob(f"*/{EPISODES}"))]
+
+
 def _rows(out: Path) -> list[EpisodeResult]:
     """All judged episodes of the folder."""
-    runs = [run for run in sorted((out / RUNS).iterdir()) if (run / EPISODES).is_file()]
-    return [row for run in runs for row in read_episodes(run) if row.success is not None]
+    return [row for run in _runs(out) for row in read_episodes(run) if row.success is not None]
 
 
 def _parts(out: Path, rows: Sequence[EpisodeResult]) -> list[tuple[EpisodeResult, Path]]:

@@ -7,7 +7,8 @@ Where the two differ or are wrong, and what is done here:
   (LIBERO's create_dataset.py reads it after the step); robomimic's have not.
 * Pictures are upright (macros_image_convention is opencv); LIBERO's own are upside down (opengl).
 * `model_file` is left out: the episode's identity (attributes suite, task, trial, seed) rebuilds the scene exactly.
-* New: gaze/<camera>_box, gaze/<camera>_mask and gaze/body, see docs/collect.md.
+* New: intended_actions, the expert's before noise was put on them, and gaze/<camera>_box, gaze/<camera>_mask and
+  gaze/body, see docs/collect.md.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     import h5py
 
 ENDINGS = (".hdf5", ".h5")
+INTENDED = "intended_actions"
 # 128 px LIBERO: 99 kB a frame written, 133 kB asked for.
 _PIXEL_BYTES, _FRAME_BYTES, _EPISODE_BYTES = 4, 2_000, 50_000
 
@@ -88,6 +90,7 @@ def _write_demo(group: h5py.Group, suite: Suite, demo: Demonstration) -> None:
     last = np.zeros(steps, np.uint8)
     last[-1] = 1
     group.create_dataset("actions", data=demo.actions.astype(np.float64))
+    group.create_dataset(INTENDED, data=demo.intended.astype(np.float64))
     group.create_dataset("states", data=demo.physics)
     group.create_dataset("rewards", data=last)
     group.create_dataset("dones", data=last)

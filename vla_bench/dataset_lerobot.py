@@ -36,6 +36,8 @@ DATA_FILE_MB = 100
 """lerobot's own defaults, which info.json repeats."""
 _QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 _OWN = "vla_bench/"
+INTENDED = "intended_action"
+"""Not `action...`: lerobot takes that, too, for an input or output of the policy."""
 
 Array = NDArray[Any]
 Stats = dict[str, Array]
@@ -50,9 +52,10 @@ def features_of(suite: Suite) -> dict[str, dict[str, Any]]:
     def of(dtype: str, shape: Sequence[int], names: Sequence[str] | None = None) -> dict[str, Any]:
         return {"dtype": dtype, "shape": list(shape), "names": None if names is None else list(names)}
 
+    entries = [f"action_{number}" for number in range(suite.action.dim)]
     features = {
         "observation.state": of("float32", [len(suite.state)], suite.state),
-        "action": of("float32", [suite.action.dim], [f"action_{number}" for number in range(suite.action.dim)]),
+        **{name: of("float32", [suite.action.dim], entries) for name in ("action", INTENDED)},
     }
     for camera in suite.cameras:
         size = (camera.height, camera.width)
@@ -188,6 +191,7 @@ def _columns(demo: Demonstration, written: _Written) -> dict[str, Any]:
     columns: dict[str, Any] = {
         "observation.state": demo.states.astype(np.float32),
         "action": demo.actions,
+        INTENDED: demo.intended,
         "next.reward": last.astype(np.float32),
         "next.done": last,
         "next.success": last,

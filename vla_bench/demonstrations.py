@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from vla_bench.errors import UsageError
 from vla_bench.rollout import Rollout
 from vla_bench.store import replacing
-from vla_bench.types import Env, Episode, Float32, Image, Recorder, Shot
+from vla_bench.types import Env, Episode, Float32, Image, Mask, Recorder, Shot
 from vla_bench.video import stem
 
-Mask = NDArray[np.bool_]
 _NOWHERE = (-1, -1, -1, -1)
 
 
@@ -43,7 +42,7 @@ class View:
         """(T, height, width, 3)."""
         return np.stack([decode(png) for png in self.png])
 
-    def masks(self) -> Mask:
+    def masks(self) -> NDArray[np.bool_]:
         """(T, height, width)."""
         return unpack(self.packed_masks, self.height, self.width)
 
@@ -59,6 +58,8 @@ class Demonstration:
     """Of the simulator after the last action: a replay must arrive there."""
     actions: Float32
     """(T, A) as executed, noise included."""
+    intended: Float32
+    """(T, A) what the expert answered to what it had come to: `actions` before the noise."""
     states: Float32
     """(T, S) as the suite's observations have them."""
     joints: NDArray[np.float64]
@@ -113,6 +114,7 @@ def _demonstration(shots: Iterable[Shot], rollout: Rollout) -> Demonstration:
         scene_fingerprint=result.scene_fingerprint,
         final_fingerprint=result.final_fingerprint,
         actions=rollout.actions,
+        intended=rollout.intended,
         states=np.stack([shot.state for shot in low]),
         joints=np.stack([shot.joints for shot in low]),
         physics=np.stack([shot.physics for shot in low]),
@@ -135,7 +137,7 @@ def box_of(mask: Mask) -> tuple[int, int, int, int]:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def unpack(packed: NDArray[np.uint8], height: int, width: int) -> Mask:
+def unpack(packed: NDArray[np.uint8], height: int, width: int) -> NDArray[np.bool_]:
     """(..., height, width) of (..., ceil(height * width / 8)) packed bits."""
     bits = np.unpackbits(packed, axis=-1, count=height * width)
     return bits.reshape(*packed.shape[:-1], height, width).astype(bool)
@@ -172,6 +174,7 @@ def save_part(file: Path, demo: Demonstration) -> None:
     arrays: dict[str, NDArray[np.generic]] = {
         "about": np.array(json.dumps(about)),
         "actions": demo.actions,
+        "intended": demo.intended,
         "states": demo.states,
         "joints": demo.joints,
         "physics": demo.physics,
@@ -201,6 +204,7 @@ def load_part(file: Path) -> Demonstration:
                 scene_fingerprint=about["scene_fingerprint"],
                 final_fingerprint=about["final_fingerprint"],
                 actions=archive["actions"],
+                intended=archive["intended"],
                 states=archive["states"],
                 joints=archive["joints"],
                 physics=archive["physics"],

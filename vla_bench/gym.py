@@ -6,9 +6,11 @@ the adapters of the suites hold their task lists as data and import theirs when 
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium
 
-from vla_bench.registry import SUITES, make_suite
+from vla_bench.registry import SUITES, find_suite, make_suite
 
 
 def env_id(suite: str, task: str, version: str) -> str:
@@ -18,13 +20,24 @@ def env_id(suite: str, task: str, version: str) -> str:
 
 def register_tasks() -> None:
     """Register the tasks of all built-in suites. Doing it twice changes nothing."""
-    for name, factory in SUITES.items():
+    for name in SUITES:
         suite = make_suite(name)
         for task in suite.tasks:
             if env_id(name, task.name, suite.version) not in gymnasium.registry:
                 gymnasium.register(
                     env_id(name, task.name, suite.version),
-                    entry_point=f"{factory.partition(':')[0]}:make_gym_env",
+                    entry_point=f"{__name__}:make_task",
                     kwargs={"suite_name": name, "task_name": task.name},
                     order_enforce=True,
                 )
+
+
+def make_task(
+    suite_name: str, task_name: str, render_mode: str | None = None, **options: Any
+) -> gymnasium.Env[Any, Any]:
+    """One task with all cameras of its suite, for `gymnasium.make`; `options` are the suite's arguments."""
+    suite = find_suite(suite_name)(suite_name, **options)
+    env = suite.make_env(suite.task(task_name), [camera.name for camera in suite.cameras])
+    assert isinstance(env, gymnasium.Env)
+    env.render_mode = render_mode
+    return env

@@ -49,6 +49,7 @@ class LocalPolicy:
         return [
             Answer(
                 actions=chunk.actions,
+                intended=chunk.intended,
                 stages=dict(chunk.stages),
                 attention=chunk.attention,
                 latency_ms=latency_ms,
@@ -122,9 +123,22 @@ def check_chunks(chunks: Any, asked: int, spec: PolicySpec) -> list[ActionChunk]
             _checked_actions(chunk.actions, spec.action.dim, name),
             _checked_stages(chunk.stages, name),
             _checked_attention(chunk.attention, spec),
+            _checked_intention(chunk, spec),
         )
         for chunk in chunks
     ]
+
+
+def _checked_intention(chunk: ActionChunk, spec: PolicySpec) -> Float32 | None:
+    if chunk.intended is None:
+        return None
+    intended = _checked_actions(chunk.intended, spec.action.dim, spec.name)
+    if len(intended) != len(chunk.actions):
+        raise UsageError(
+            f"The policy {spec.name!r} returned {len(chunk.actions)} actions and {len(intended)} intended ones, "
+            "expected one for each."
+        )
+    return intended
 
 
 def _checked_attention(given: Any, spec: PolicySpec) -> dict[str, Attention]:

@@ -317,7 +317,8 @@ class Pool:
                 self._queue.insert(0, (episode, attempts + 1))
             else:
                 row = broken(episode, "WorkerDied", f"the worker ended with exit code {worker.process.exitcode}")
-                yield Rollout(replace(row, attempts=attempts), (), np.zeros((0, 0), np.float32), row.message)
+                none = np.zeros((0, 0), np.float32)
+                yield Rollout(replace(row, attempts=attempts), (), none, none, row.message)
         self._hire(worker.slot)
 
     def _answer(self) -> None:

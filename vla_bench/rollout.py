@@ -46,6 +46,7 @@ class Answer(NamedTuple):
     batch: int
     cold: bool
     attention: Mapping[str, Attention]
+    intended: Float32 | None = None  # (H, A), where the actions were disturbed on purpose
 
 
 class PolicyHandle(Protocol):
@@ -64,6 +65,8 @@ class Rollout(NamedTuple):
     inferences: Sequence[Inference]
     actions: Float32
     """(steps, A) as executed."""
+    intended: Float32
+    """(steps, A) as the policy meant them, before what they may have been disturbed with."""
     trace: str = ""
     """The traceback that left it unjudged."""
 
@@ -82,22 +85,25 @@ class Actor:
     chunking: Chunking
     inferences: list[Inference] = field(default_factory=list)
     played: list[Float32] = field(default_factory=list)
+    intended: list[Float32] = field(default_factory=list)
+    """The same as the policy meant it, before what it may have been disturbed with."""
     policy_s: float = 0.0
     films: bool = False
     """Whether `attention` is kept."""
     attention: list[Mapping[str, Attention]] = field(default_factory=list)
     """Of every inference of the episode, if it is kept."""
     _past: Past = ()
+    _intended_past: Past = ()
     _grounding: Grounding | None = None
 
     def begin(self, episode: Episode) -> None:
         self.episode = episode
-        self.inferences, self.played, self.policy_s, self.attention = [], [], 0.0, []
+        self.inferences, self.played, self.intended, self.policy_s, self.attention = [], [], [], 0.0, []
         self.renew()
 
     def renew(self) -> None:
         """Forget chunks and history: the instruction is another one now."""
-        self._past = ()
+        self._past = self._intended_past = ()
         self.policy.begin(self.episode)
 
     def act(self, observation: Observation) -> Float32:
@@ -108,7 +114,15 @@ class Actor:
         self.policy_s += time.perf_counter() - asked
         actions, self._past = self.chunking.play(self._past, self._answer.actions)
         self.played.append(actions)
+        self.intended.append(self._undisturbed(actions))
         return actions
+
+    def _undisturbed(self, actions: Float32) -> Float32:
+        """What would have been played in the place of `actions`, had the policy's answer not been disturbed."""
+        if self._answer.intended is None:
+            return actions
+        intended, self._intended_past = self.chunking.play(self._intended_past, self._answer.intended)
+        return intended
 
     def ground(self, env: Env) -> None:
         """See where the attention of the answer just given fell, while the environment is as the policy saw it."""
@@ -121,6 +135,7 @@ class Actor:
     def note(self, executed: int) -> None:
         """Of the actions last given, `executed` were played."""
         self.played[-1] = self.played[-1][:executed]
+        self.intended[-1] = self.intended[-1][:executed]
         episode, answer = self.episode, self._answer
         self.inferences.append(
             Inference(
@@ -177,7 +192,8 @@ def run_episode(env: Env, actor: Actor, episode: Episode, control_hz: float, sta
         final_fingerprint=env.fingerprint(),
         subgoals=tally.subgoals,
     )
-    return Rollout(result, actor.inferences, np.concatenate(actor.played))
+    played, intended = map(np.concatenate, (actor.played, actor.intended))
+    return Rollout(result, actor.inferences, played, intended)
 
 
 @dataclass
@@ -292,7 +308,8 @@ class Stage:
         except Exception as error:
             self.close()
             row = broken(episode, type(error).__name__, " ".join(str(error).split()))
-            return Rollout(row, (), np.zeros((0, self._suite.action.dim), np.float32), traceback.format_exc())
+            none = np.zeros((0, self._suite.action.dim), np.float32)
+            return Rollout(row, (), none, none, traceback.format_exc())
         return self._filmed(env, rollout) if self._filming.wants(rollout.result) else rollout
 
     def _filmed(self, env: Env, rollout: Rollout) -> Rollout:

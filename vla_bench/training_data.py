@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_bench import dataset_hdf5, dataset_lerobot
 from vla_bench.dataset_hdf5 import ENDINGS, image_key, import_h5py
 from vla_bench.dataset_lerobot import DATA_PATH, INFO
 from vla_bench.demonstrations import decode
@@ -43,7 +44,8 @@ class Trajectory:
     states: Float32
     """(T, S)."""
     actions: Float32
-    """(T, A)."""
+    """(T, A) to learn: as the expert intended them, before noise was put on them; as executed where only that is said.
+    """
     boxes: Mapping[str, Float32]
     """Camera name to (T, 4): x0, y0, x1, y1 of the gaze region as shares of the picture's sides."""
     instructions: tuple[str, ...]
@@ -246,7 +248,7 @@ def _hdf5_trajectory(demo: h5py.Group) -> Trajectory:
         episode=Episode(str(said["suite"]), str(said["task"]), int(said["trial"]), int(said["seed"])),
         images=images,
         states=np.asarray(demo["obs/state"], np.float32),
-        actions=np.asarray(demo["actions"], np.float32),
+        actions=np.asarray(demo.get(dataset_hdf5.INTENDED, demo["actions"]), np.float32),
         boxes={name: _shares(np.asarray(gaze[f"{name}_box"]), images[name]) for name in names},
         instructions=tuple(str(sentence) for sentence in demo["instruction"].asstr()[:]),
     )
@@ -270,6 +272,7 @@ def _read_lerobot(folder: Path) -> Iterator[Trajectory]:
 def _lerobot_trajectory(row: Mapping[str, Any], frames: Any, sentences: Mapping[int, str]) -> Trajectory:
     shown = "observation.images."
     names = [name.removeprefix(shown) for name in frames.column_names if name.startswith(shown)]
+    action = dataset_lerobot.INTENDED if dataset_lerobot.INTENDED in frames.column_names else "action"
     images = {
         name: np.stack([decode(cell["bytes"]) for cell in frames[f"{shown}{name}"].to_pylist()]) for name in names
     }
@@ -277,7 +280,7 @@ def _lerobot_trajectory(row: Mapping[str, Any], frames: Any, sentences: Mapping[
         episode=Episode(*(row[f"vla_bench/{name}"] for name in ("suite", "task", "trial", "seed"))),
         images=images,
         states=np.array(frames["observation.state"].to_pylist(), np.float32),
-        actions=np.array(frames["action"].to_pylist(), np.float32),
+        actions=np.array(frames[action].to_pylist(), np.float32),
         boxes={name: _shares(np.array(frames[f"gaze.box.{name}"].to_pylist()), images[name]) for name in names},
         instructions=tuple(sentences[number] for number in frames["task_index"].to_pylist()),
     )

@@ -94,6 +94,8 @@ class ActionChunk:
     attention: Mapping[str, Attention] = field(default_factory=dict)
     """What these actions looked at, by camera, if the policy can tell. What lies inside the pictures sums to at most 1:
     the rest fell on padding, or on nothing seen."""
+    intended: Float32 | None = None
+    """What `actions` were before they were disturbed on purpose, (H, A); None where they were not."""
 
 
 @dataclass(frozen=True)
