@@ -84,7 +84,8 @@ def _plan(scene: Scene, goal: Goal, goals: Sequence[Goal]) -> Callable[[], Actio
     middle = scene.raw.sim.data.get_site_xpos(goal.names[1]).copy() if goal.predicate == "in" else None
 
     def done() -> bool:
-        return goal.holds() and all(other.holds() for other in keep) and harmless(thing.pose)
+        fulfilled = goal.holds() and all(other.holds() for other in keep)
+        return fulfilled and (harmless is None or harmless(thing.pose))
 
     return plan_put(scene, Put(thing, spots, done, allowed, harmless, middle))
 
@@ -126,11 +127,11 @@ def _closed_container(scene: Scene, region: str) -> str | None:
     return None if scene.raw.object_states_dict[name].is_open() else name
 
 
-def _harmless(scene: Scene, goal: Goal, thing: Thing, goals: Sequence[Goal]) -> Callable[[Pose], bool]:
-    """Whether the thing, lying in a pose, leaves what it goes into free to be closed, where that is a later goal."""
+def _harmless(scene: Scene, goal: Goal, thing: Thing, goals: Sequence[Goal]) -> Callable[[Pose], bool] | None:
+    """Whether the thing, lying in a pose, leaves what it goes into free to be closed; None if that is no goal."""
     closing = [other for other in goals if other.predicate == "close" and goal.names[1].startswith(other.names[0])]
     if goal.predicate != "in" or not closing:
-        return lambda pose: True
+        return None
     name = closing[0].names[0]
     joint = _joint(scene, name)
     low, high = scene.model.jnt_range[joint.number]

@@ -43,8 +43,8 @@ class Put:
     done: Callable[[], bool]
     allowed: Callable[[Vector], bool] = lambda position: True
     """Whether the thing's origin may come to rest there."""
-    harmless: Callable[[Pose], bool] = lambda pose: True
-    """Whether the thing, lying so, leaves possible what is to be done after this."""
+    harmless: Callable[[Pose], bool] | None = None
+    """Whether the thing, lying so, leaves possible what is to be done after this; None if nothing has to be asked."""
     middle: Vector | None = None
     """Of the region, if it may be closed above."""
     leans: tuple[float, ...] = (0.0, 0.35, 0.7)
@@ -167,7 +167,9 @@ def _roomy(scene: Scene, put: Put, access: Access) -> list[Pose]:
     body, found = put.thing.points(), []
     for spot in put.spots():
         rests = _resting(scene, put, spot, body, access)
-        if rests is not None and put.allowed(rests.position) and put.harmless(_dropped(scene, put, rests, body)):
+        if rests is None or not put.allowed(rests.position):
+            continue
+        if put.harmless is None or put.harmless(_dropped(scene, put, rests, body)):
             found.append(spot)
         if len(found) == MOST_SPOTS:
             break
