@@ -195,10 +195,10 @@ def _rotations(scene: Scene, joint: Joint, target: float, sense: float) -> list[
 
 
 def stays_clear(joint: Joint, target: float, thing: Thing, pose: Pose) -> bool:
-    """Whether the thing, lying in `pose`, lets the joint go to `target`: a drawer takes it along, a door passes it."""
-    scene, part, points = joint.scene, joint.part.geoms, thing.points()
-    obstacles = scene.obstacles(thing.geoms, part) if joint.slides else part
-    way = np.linspace(0.0, target - joint.value, _WAYSTATIONS)[1:] * (1.0 if joint.slides else -1.0)
+    """Whether the thing, lying in `pose` in a drawer that takes it along, lets the drawer go to `target`."""
+    scene, points = joint.scene, thing.points()
+    obstacles = scene.obstacles(thing.geoms, joint.part.geoms)
+    way = np.linspace(0.0, target - joint.value, _WAYSTATIONS)[1:]
     return all(scene.fits(joint.moved(pose, by).place(points), obstacles, 0.0) for by in way)
 
 

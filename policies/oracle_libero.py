@@ -128,12 +128,17 @@ def _closed_container(scene: Scene, region: str) -> str | None:
 
 
 def _harmless(scene: Scene, goal: Goal, thing: Thing, goals: Sequence[Goal]) -> Callable[[Pose], bool] | None:
-    """Whether the thing, lying in a pose, leaves what it goes into free to be closed; None if that is no goal."""
+    """Whether the thing, lying in a pose, lets the drawer it goes into be closed; None if that is no goal.
+
+    Not asked of doors: they push what sticks out back in.
+    """
     closing = [other for other in goals if other.predicate == "close" and goal.names[1].startswith(other.names[0])]
     if goal.predicate != "in" or not closing:
         return None
     name = closing[0].names[0]
     joint = _joint(scene, name)
+    if not joint.slides:
+        return None
     low, high = scene.model.jnt_range[joint.number]
     shut = float(np.clip(_end(scene, joint, name, "close"), low, high))
     return lambda pose: stays_clear(joint, shut, thing, pose)
