@@ -145,7 +145,11 @@ class LiberoEnv(RobosuiteEnv):
         super().__init__(task, cameras, wanted, raw)
         _check_width(self._initial_states, raw, task.name)
         self._settle_steps = settle_steps
-        self._origin = _Instant(raw)
+        self._prepare(fixture_seed)
+
+    def _prepare(self, fixture_seed: int) -> None:
+        """Keep what every trial goes back to before it starts."""
+        self._origin = _Instant(self.raw)
 
     def _start(self, trial: int, seed: int) -> None:
         del seed  # the official initial state is the whole scene
@@ -210,22 +214,12 @@ class LiberoEnv(RobosuiteEnv):
 class SampledEnv(LiberoEnv):
     """One LIBERO task; trial k of seed s starts where upstream's sampler puts things, drawn from (s, k, task)."""
 
-    def __init__(
-        self,
-        suite_name: str,
-        task: Task,
-        cameras: Sequence[Camera],
-        wanted: Sequence[str],
-        *,
-        fixture_seed: int,
-        settle_steps: int,
-    ) -> None:
-        super().__init__(suite_name, task, cameras, wanted, fixture_seed=fixture_seed, settle_steps=settle_steps)
+    def _prepare(self, fixture_seed: int) -> None:
         self.raw._initialize_sim()
         release_loader_memory()
         self._loaded = _Instant(self.raw)
         self._draw(fixture_seed)
-        self._origin = _Instant(self.raw)
+        super()._prepare(fixture_seed)
 
     def _start(self, trial: int, seed: int) -> None:
         self._draw(sampled_seed(self.task.name, trial, seed))
