@@ -51,12 +51,21 @@ def test_chunks_start_where_the_policy_was_asked() -> None:
 def test_a_frame_holds_both_cameras_and_a_caption() -> None:
     picture = compose(frames(40)[5], ABOUT)
     assert picture.shape[0] % 2 == picture.shape[1] % 2 == 0
-    assert (picture[:64, :64] == 20).all()
-    assert picture[66:].std() > 0
+    assert (picture[:256, :256] == 20).all()
+    assert (picture[:256, 256:512] == 0).all()
+    assert picture[258:].std() > 0
+
+
+def test_small_pictures_are_enlarged_pixel_by_pixel_and_large_ones_left_alone() -> None:
+    rng = np.random.default_rng(0)
+    small, large = (rng.integers(0, 256, (side, side, 3), np.uint8) for side in (64, 200))
+    enlarged = compose(Frame(0, {"a": small}), ABOUT)[:256, :256]
+    np.testing.assert_array_equal(enlarged, np.kron(small, np.ones((4, 4, 1), np.uint8)))
+    np.testing.assert_array_equal(compose(Frame(0, {"a": large}), ABOUT)[:200, :200], large)
 
 
 def test_the_timeline_fills_and_the_verdict_comes_last() -> None:
-    first, last = (compose(frames(40)[index], ABOUT)[64:].astype(int) for index in (0, -1))
+    first, last = (compose(frames(40)[index], ABOUT)[256:].astype(int) for index in (0, -1))
     blue = [int(((band[..., 2] - band[..., 0]) > 100).sum()) for band in (first, last)]
     green = [int(((band[..., 1] - band[..., 0]) > 60).sum()) for band in (first, last)]
     assert blue[0] < blue[1]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 FOLDER = "videos"
 EVERY = 4  # control steps per frame: 5 frames a second at 20 Hz; painting is what a film costs
 STRIP_STILLS = 8
+_SIDE = 256  # pixels; smaller pictures are enlarged, each pixel to a square, as long as they stay below it
 _BAND = 52  # pixels below the pictures: two lines of text and the timeline
 _INK, _PAPER, _DIM = (235, 235, 235), (24, 26, 30), (110, 115, 125)
 _GREEN, _RED, _BLUE = (72, 187, 120), (229, 83, 83), (99, 160, 255)
@@ -79,13 +80,15 @@ def compose(frame: Frame, about: Caption) -> Image:
     from PIL import Image as Picture
     from PIL import ImageDraw
 
-    height = max(image.shape[0] for image in frame.images.values())
-    width = max(320, sum(image.shape[1] for image in frame.images.values()))
+    times = max(1, _SIDE // max(image.shape[0] for image in frame.images.values()))
+    pictures = [image.repeat(times, 0).repeat(times, 1) for image in frame.images.values()]
+    height = max(picture.shape[0] for picture in pictures)
+    width = max(320, sum(picture.shape[1] for picture in pictures))
     canvas = Picture.new("RGB", (width + width % 2, height + height % 2 + _BAND), _PAPER)
     left = 0
-    for image in frame.images.values():
-        canvas.paste(Picture.fromarray(image), (left, 0))
-        left += image.shape[1]
+    for picture in pictures:
+        canvas.paste(Picture.fromarray(picture), (left, 0))
+        left += picture.shape[1]
     _write(ImageDraw.Draw(canvas), frame.step, about, canvas.width, canvas.height - _BAND)
     return np.asarray(canvas)
 
