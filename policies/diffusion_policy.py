@@ -58,7 +58,10 @@ TINY_VISION = VisionSizes(resize=(96, 96), crop=(84, 84), widths=(16, 32, 64, 12
 SMALL_PICTURES = (64, 64)
 SMALL_VISION = VisionSizes(crop=(58, 58), widths=(16, 32, 64, 128), strides=(1, 2, 2, 1))
 """A crop of 0.9 as in the paper, and heat maps of 4 x 4 instead of the 2 x 2 that four halvings would leave."""
-TINY_SCHEDULE = Schedule(kind="ddim", steps=8)  # as the official DDIM configurations
+TINY_SCHEDULE = Schedule(kind="ddim", steps=8, prediction="sample")
+"""As the official DDIM configurations, but for what is predicted: the clean actions, upstream's other choice. Where there
+is most noise, noise says least of the observation, and a small network that predicts it learns many times slower.
+"""
 TO_SYMMETRIC = Affine(np.array([2.0]), np.array([-1.0]))
 """[0, 1] to [-1, 1], for pictures."""
 
@@ -129,6 +132,7 @@ class DiffusionPolicy(TorchPolicy):
             state=suite.state if self._numbers else (),
             history=self.sizes.history,
             chunk=self.sizes.horizon - self.reading.first,
+            execute=self.reading.execute,
             checkpoint=sha256_of(checkpoint) if checkpoint else "",
             deterministic=running.batching == "each",
             note=source.about if checkpoint else untrained(model),
@@ -150,8 +154,9 @@ class DiffusionPolicy(TorchPolicy):
         return Acted(actions)
 
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Squared error of the predicted noise. `batch.actions` are the horizon's, from the oldest observation on, or
-        the chunk's, from now on: then the first stands for those before it, as upstream pads the start of an episode.
+        """Squared error of what is predicted, noise or actions. `batch.actions` are the horizon's, from the oldest
+        observation on, or the chunk's, from now on: then the first stands for those before it, as upstream pads the
+        start of an episode.
         """
         features = self.model.features(self._observed(batch.images, batch.state.cpu().numpy()), generator)
         actions = torch.from_numpy(self.maps["action"].apply(self._whole(batch.actions).cpu().numpy())).to(features)

@@ -301,7 +301,7 @@ def _insist(official: Official, choices: Mapping[str, str]) -> None:
 
 def _untrained(suite: Suite, variant: Variant, side: int, seed: int, dtype: torch.dtype) -> Parts:
     tokenizer = tiny_tokenizer()
-    sizes = tiny(variant, tokenizer.vocab_size, image=side)
+    sizes = replace(tiny(variant, tokenizer.vocab_size, image=side), action_dim=suite.action.dim)
     if side < sizes.patch or side % sizes.patch:
         raise UsageError(f"side should be a multiple of {sizes.patch} pixels, got {side}.")
     with torch.random.fork_rng(devices=[]):

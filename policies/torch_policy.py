@@ -246,7 +246,10 @@ def noise(observations: Sequence[Observation], shape: Sequence[int], device: tor
 def need_weights(name: str, checkpoint: str | None, size: Size) -> None:
     """Raises UsageError unless exactly one of a checkpoint and size=tiny was given."""
     if checkpoint is None and size != "tiny":
-        raise UsageError(f"{name} needs --checkpoint DIR, or --policy-args size=tiny for untrained random weights.")
+        raise UsageError(
+            f"{name} comes without weights for this suite (see `vla-bench list checkpoints`): give --checkpoint DIR, or "
+            "--policy-args size=tiny for untrained random weights."
+        )
     if checkpoint is not None and size == "tiny":
         raise UsageError(f"{name} got both a checkpoint and size=tiny, which means untrained weights; leave one out.")
 

@@ -77,7 +77,9 @@ class ToyEnv:
         task, trial, times = self.marker.read_text().split()
         if task != "any" and (task, int(trial)) != (self.task.name, self.trial):
             return
-        self.marker.write_text(f"{task} {trial} {int(times) - 1}")
+        written = self.marker.with_name(f"{self.marker.name}.{os.getpid()}")
+        written.write_text(f"{task} {trial} {int(times) - 1}")
+        written.replace(self.marker)  # in one piece: another worker may be reading it
         if int(times) <= 1:
             self.marker.unlink()
         if self.break_with == "kill":
@@ -129,6 +131,14 @@ class Walker:
     def _chunk(self, rng: np.random.Generator) -> ActionChunk:
         actions = rng.normal([self.speed, 0.0], 0.1, (self.chunk, 2)).astype(np.float32)
         return ActionChunk(actions, {"think": 1.5})
+
+
+class Stroller(Walker):
+    """A Walker of which two actions are usually played."""
+
+    def __init__(self, suite: Suite, usual: int = 2) -> None:
+        super().__init__(suite)
+        self.spec = replace(self.spec, execute=usual)
 
 
 class Keeper(Walker):

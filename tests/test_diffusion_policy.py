@@ -249,7 +249,7 @@ def test_a_ckpt_of_dill_and_omegaconf_answers_as_in_the_official_code(case: str)
     policy = DiffusionPolicy(suite(), str(DATA / f"official_{case}" / "latest.ckpt"), device="cpu")
     expected = answers(f"official_{case}")["actions"].numpy()
     np.testing.assert_allclose(actions_of(policy, official_observations()), expected[:, 1:], atol=1e-5)
-    assert (policy.spec.history, policy.spec.chunk, policy.reading.execute) == (2, 7, 4)
+    assert (policy.spec.history, policy.spec.chunk, policy.spec.execute) == (2, 7, 4)
     assert policy.spec.note.endswith("ema_model")
     assert not policy.spec.cameras
     check_compatible(policy, suite())

@@ -13,7 +13,19 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     {"types", "errors"},
     {"learning"},
-    {"config", "geometry", "registry", "chunking", "store", "provenance", "stats", "gl", "video", "published"}
+    {
+        "config",
+        "geometry",
+        "registry",
+        "shipped",
+        "chunking",
+        "store",
+        "provenance",
+        "stats",
+        "gl",
+        "video",
+        "published",
+    }
     | {"grounding", "grounding_table", "overlay"}
     | {f"stats_{topic}" for topic in ("anytime", "chains", "many", "paired", "planning", "tasks", "unpaired")},
     {"rollout", "chains", "tables", "gym", "recording"},

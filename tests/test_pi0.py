@@ -654,7 +654,7 @@ def test_sixteen_demonstrations_are_learnt_by_heart(variant):
 
 
 def test_neither_or_both_of_checkpoint_and_tiny_is_an_error(tmp_path):
-    with pytest.raises(UsageError, match="needs --checkpoint DIR"):
+    with pytest.raises(UsageError, match="give --checkpoint DIR"):
         Pi0(suite())
     with pytest.raises(UsageError, match="leave one out"):
         Pi0(suite(), str(tmp_path), size="tiny")
@@ -761,7 +761,7 @@ def test_a_checkpoint_of_liberos_actions_says_so_whatever_the_suite(tmp_path):
 
 
 def test_too_wide_a_suite_is_refused():
-    with pytest.raises(UsageError, match="states of 32 and actions of 32 numbers at most, asked for 40 and 7"):
+    with pytest.raises(UsageError, match="states of 32 and actions of 7 numbers at most, asked for 40 and 7"):
         Pi0(suite(state=tuple(f"s{index}" for index in range(40))), size="tiny")
 
 

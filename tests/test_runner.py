@@ -136,6 +136,21 @@ def test_the_protocol_hash_knows_the_chunking_but_not_the_policy(tmp_path: Path)
     assert len(set(hashes)) == 3
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_as_many_actions_are_played_as_the_policys_authors_play_unless_told_otherwise(
+    tmp_path: Path, workers: str
+) -> None:
+    usual = run(config(tmp_path / "usual", policy="fakes:Stroller", workers=workers))
+    told = run(config(tmp_path / "told", policy="fakes:Stroller", workers=workers, execute=4))
+    assert read_inferences(usual.path)["executed"].max() == 2
+    assert read_inferences(told.path)["executed"].max() == 4
+
+
+def test_a_policy_that_usually_plays_more_than_it_answers_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="answers 4 actions and has 5 of them played"):
+        run(config(tmp_path, policy="fakes:Stroller", policy_args=("usual=5",)))
+
+
 def test_recorded_actions_replay_to_the_same_end(tmp_path: Path) -> None:
     run(config(tmp_path / "run", record_actions=str(tmp_path / "actions.jsonl")))
     run(config(tmp_path / "again", policy="replay", checkpoint=str(tmp_path / "actions.jsonl")))

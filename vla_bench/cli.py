@@ -50,7 +50,7 @@ Find out how good a vision-language-action policy is, on your own machine.
   collect      demonstrations by the scripted expert, as LeRobotDataset and HDF5
   train        a small policy from demonstrations
   convert      an official checkpoint to a directory of ours, proved to answer the same
-  list         suites, tasks of a suite, policies
+  list         suites, tasks of a suite, policies, the checkpoints that come with it
   doctor       what this machine can run, and what to type where it cannot; which fault a policy's adapter has
 
   vla-bench run --policy random --suite libero_long --task 0 --episodes 2
@@ -139,7 +139,7 @@ class ListConfig:
     """List what can be run."""
 
     what: Positional[Annotated[str, arg(metavar="WHAT")]]
-    """suites, tasks or policies."""
+    """suites, tasks, policies, or checkpoints that come with vla-bench."""
     suite: Positional[Annotated[str, arg(metavar="SUITE")]] = ""
     """With tasks: the suite."""
     json: bool = False
@@ -460,6 +460,7 @@ def _list(arguments: list[str]) -> int:
         "suites": _suites,
         "tasks": _tasks,
         "policies": _policies,
+        "checkpoints": _checkpoints,
     }
     if config.what not in listings:
         raise unknown_name("thing to list", config.what, listings)
@@ -528,6 +529,22 @@ def _policies(_: str) -> list[dict[str, Any]]:
     return [
         {"policy": name, "about": sketch.about, "--policy-args": list(sketch.takes)}
         for name, sketch in sketches.items()
+    ]
+
+
+def _checkpoints(_: str) -> list[dict[str, Any]]:
+    from vla_bench.shipped import PREFIX, all_shipped
+
+    return [
+        {
+            "checkpoint": PREFIX + one.name,
+            "policy": one.policy,
+            "suites": ", ".join(one.suites),
+            "default": "yes" if one.default else "no",
+            "MB": round(one.bytes / 1e6, 1),
+            "trained on": one.trained_on,
+        }
+        for one in all_shipped()
     ]
 
 

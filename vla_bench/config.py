@@ -36,7 +36,8 @@ class RunConfig:
     suite: str
     """A name from `vla-bench list suites`, or an import path module:function."""
     checkpoint: str | None = None
-    """Where the policy's weights (or replay's recorded actions) are."""
+    """Where the policy's weights (or replay's recorded actions) are; shipped:NAME for one of `vla-bench list
+    checkpoints`. When absent, the one that comes with vla-bench for the suite, if there is one."""
     policy_args: tuple[str, ...] = ()
     """name=value ... for the policy's constructor; `--policy-args help` lists them."""
     suite_args: tuple[str, ...] = ()
@@ -52,7 +53,8 @@ class RunConfig:
     chunking: Literal["receding", "temporal", "adaptive"] = "receding"
     """receding: play the first actions of each chunk; temporal: ACT's ensemble; adaptive: CogACT's."""
     execute: int | None = None
-    """Actions played per inference: the whole chunk (receding) or 1 (ensembles) when absent."""
+    """Actions played per inference. When absent: receding plays what the policy's authors play, else the whole chunk;
+    the ensembles play 1."""
     ensemble_decay: float = 0.01
     """temporal: weight exp(-decay * i) of the i-th oldest prediction."""
     ensemble_alpha: float = 0.1
@@ -88,10 +90,10 @@ class RunConfig:
             _require(math.isfinite(value), f"--{name.replace('_', '-')}", value, "a finite number")
         self.make_chunking()
 
-    def make_chunking(self) -> Chunking:
-        """The strategy asked for. Raises UsageError for parameters out of range."""
+    def make_chunking(self, usual: int | None = None) -> Chunking:
+        """The strategy asked for; `usual` is `PolicySpec.execute`. Raises UsageError for parameters out of range."""
         if self.chunking == "receding":
-            return RecedingHorizon(self.execute)
+            return RecedingHorizon(usual if self.execute is None else self.execute)
         execute = 1 if self.execute is None else self.execute
         if self.chunking == "temporal":
             return TemporalEnsemble(self.ensemble_decay, execute)

@@ -215,6 +215,10 @@ def check_compatible(policy: Policy, suite: Suite) -> None:
             f"The policy {spec.name!r} acts with {spec.action}, the suite {suite.name!r} expects {suite.action}; "
             "convert in the policy's own file."
         )
+    if spec.execute is not None and not 1 <= spec.execute <= spec.chunk:
+        raise UsageError(
+            f"The policy {spec.name!r} answers {spec.chunk} actions and has {spec.execute} of them played; mend its spec."
+        )
     known = {camera.name: camera for camera in suite.cameras}
     for camera in spec.cameras:
         if known.get(camera.name) != camera:

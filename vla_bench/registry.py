@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from vla_bench.config import ALIASES, list_arguments, parse_arguments
 from vla_bench.errors import MissingPackage, UsageError, unknown_name
 from vla_bench.provenance import content_hash
+from vla_bench.shipped import find_shipped, insist_on_sha256
 from vla_bench.types import Policy, PolicySpec, Suite
 
 SUITES: Mapping[str, str] = {
@@ -116,21 +117,24 @@ def make_policy(name: str, suite: Suite, checkpoint: str | None = None, given: S
     """The policy of that name, loaded. Raises UsageError.
 
     Its constructor gets `suite` and `checkpoint` if it names them, and the name=value arguments typed by its
-    annotations.
+    annotations. Without a checkpoint it gets the one that comes with vla-bench for the suite, if there is one.
     """
     constructor = find_policy(name)
     arguments: dict[str, Any] = dict(parse_arguments(constructor, given, "--policy-args", _ENGINE_FILLS))
     parameters = inspect.signature(constructor).parameters
     if "suite" in parameters:
         arguments["suite"] = suite
-    arguments |= _checkpoint_argument(name, checkpoint, parameters)
+    shipped = None if arguments.get("size") == "tiny" else find_shipped(name, suite.name, checkpoint)
+    arguments |= _checkpoint_argument(name, str(shipped.path) if shipped else checkpoint, parameters)
     try:
         policy = constructor(**arguments)
     except UsageError:
         raise
     except (Exception, SystemExit) as error:
         raise UsageError(f"The policy {name!r} could not be made: {_where(error)}") from error
-    _checked(getattr(policy, "spec", None), PolicySpec, f"{name}.spec")
+    spec = _checked(getattr(policy, "spec", None), PolicySpec, f"{name}.spec")
+    if shipped:
+        insist_on_sha256(shipped, spec.checkpoint)
     return policy
 
 

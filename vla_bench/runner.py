@@ -18,6 +18,7 @@ from vla_bench.pool import Pool, WorkerSetup, worker_count
 from vla_bench.provenance import content_hash, gather
 from vla_bench.registry import make_policy, make_suite, source_hash
 from vla_bench.rollout import Actor, Filming, Keeper, Rollout, Stage, attach
+from vla_bench.shipped import note_on
 from vla_bench.store import RunInfo, RunStore, record_actions
 from vla_bench.types import Episode, EpisodeResult, Policy, Suite, Task
 
@@ -139,14 +140,19 @@ def prepare(config: RunConfig) -> Job:
         plan={**config.plan(), "planned": len(episodes)},
         protocol=settings,
         protocol_hash=digest(settings)[:12],
-        provenance={**gather(), **({"weights": policy.spec.note} if policy.spec.note else {})},
+        provenance={**gather(), **({"weights": _about(policy)} if _about(policy) else {})},
         control_hz=suite.control_hz,
     )
     return Job(config, suite, policy, LocalPolicy(policy, config.timeout), info, episodes, workers)
 
 
+def _about(policy: Policy) -> str:
+    """What its weights are, where the user did not name them."""
+    return policy.spec.note or note_on(policy.spec.checkpoint)
+
+
 def _weights(policy: Policy) -> list[str]:
-    return [f"{policy.spec.name}: {policy.spec.note}."] if policy.spec.note else []
+    return [f"{policy.spec.name}: {_about(policy)}."] if _about(policy) else []
 
 
 def run(config: RunConfig, watcher: Watcher | None = None, keeper: Keeper | None = None) -> Outcome:
@@ -234,7 +240,7 @@ def _serial(job: Job, todo: Sequence[Episode]) -> Generator[Rollout]:
     """Simulator and policy in this process."""
     config, policy = job.config, job.policy
     cameras = [camera.name for camera in policy.spec.cameras]
-    actor = Actor(job.answers, config.make_chunking())
+    actor = Actor(job.answers, config.make_chunking(policy.spec.execute))
     filming = Filming(config.video, config.path())
     stage = Stage(
         job.suite,
@@ -273,7 +279,7 @@ def _pooled(job: Job, todo: Sequence[Episode]) -> Generator[Rollout]:
             suite_args=config.suite_args,
             cameras=policy.spec.cameras,
             history=policy.spec.history,
-            chunking=config.make_chunking(),
+            chunking=config.make_chunking(policy.spec.execute),
             filming=Filming(config.video, config.path()),
             slot=slot,
             privileged=recipe if policy.spec.privileged else None,

@@ -329,6 +329,8 @@ class PolicySpec:
     """Control steps it looks back on, the present included: more than 1 fills `Observation.earlier`."""
     note: str = ""
     """One line that belongs beside its numbers: what its weights are, if they are not a checkpoint the user named."""
+    execute: int | None = None
+    """Actions of a chunk that its authors play before they ask again, all when None; `--execute` says otherwise."""
 
 
 class Policy(Protocol):

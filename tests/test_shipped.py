@@ -1,0 +1,78 @@
+"""The checkpoints that come along: whole, small, what the manifest says, and used when no other is given."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+import torch
+
+from vla_bench import shipped
+from vla_bench.errors import UsageError
+from vla_bench.policies.checkpoints import CARD, CONFIG, WEIGHTS, read_json, read_tensors, sha256_of
+from vla_bench.registry import POLICIES, SUITES, make_policy, make_suite
+from vla_bench.shipped import Shipped, all_shipped
+
+MOST_BYTES = 8e6
+every = pytest.mark.parametrize("one", all_shipped(), ids=[one.name for one in all_shipped()])
+default = pytest.mark.parametrize("one", [one for one in all_shipped() if one.default], ids=lambda one: one.name)
+
+
+def test_every_family_has_a_checkpoint_for_tiny() -> None:
+    families = {one.policy for one in all_shipped() if one.default and "tiny" in one.suites}
+    assert families == {"pi0", "reconvla", "openvla", "diffusion_policy"}
+
+
+def test_no_two_are_the_default_of_one_policy_on_one_suite() -> None:
+    told = [(one.policy, suite) for one in all_shipped() if one.default for suite in one.suites]
+    assert len(told) == len(set(told))
+    assert {policy for policy, _ in told} <= set(POLICIES)
+    assert {suite for _, suite in told} <= set(SUITES)
+
+
+@every
+def test_it_is_what_the_manifest_says(one: Shipped) -> None:
+    tensors = read_tensors(one.path / WEIGHTS).values()
+    assert sha256_of(one.path) == one.sha256
+    assert (one.path / WEIGHTS).stat().st_size == one.bytes <= MOST_BYTES
+    assert sum(tensor.numel() for tensor in tensors) == one.parameters
+    assert {tensor.dtype for tensor in tensors if tensor.is_floating_point()} == {torch.float16}
+    assert all(tensor.isfinite().all() for tensor in tensors if tensor.is_floating_point())
+    assert read_json(one.path / CONFIG)["policy"] == one.policy
+    assert "data sha256" in (one.path / CARD).read_text()
+
+
+@default
+def test_a_policy_without_a_checkpoint_is_the_one_that_comes_along(one: Shipped) -> None:
+    suite = make_suite(one.suites[0])
+    assert make_policy(one.policy, suite).spec.checkpoint == one.sha256
+    assert shipped.note_on(one.sha256) == one.note
+    assert make_policy(one.policy, suite, None, ["size=tiny"]).spec.checkpoint == ""
+
+
+@every
+def test_it_can_be_asked_for_by_name(one: Shipped) -> None:
+    assert make_policy(one.policy, make_suite(one.suites[0]), f"shipped:{one.name}").spec.checkpoint == one.sha256
+
+
+def test_a_wrong_name_is_one_sentence() -> None:
+    suite = make_suite("tiny")
+    with pytest.raises(UsageError, match="no shipped checkpoint 'pi0_tyni'"):
+        make_policy("pi0", suite, "shipped:pi0_tyni")
+    with pytest.raises(UsageError, match="is a checkpoint of 'pi0', not of 'reconvla'"):
+        make_policy("reconvla", suite, "shipped:pi0_tiny")
+
+
+def test_changed_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = next(one for one in all_shipped() if one.default)
+    shutil.copytree(one.path, tmp_path / one.name)
+    weights = tmp_path / one.name / WEIGHTS
+    content = bytearray(weights.read_bytes())
+    content[-2] ^= 1
+    weights.write_bytes(content)
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path)
+    with pytest.raises(UsageError, match="is damaged .*install vla-bench again"):
+        make_policy(one.policy, make_suite(one.suites[0]))
