@@ -18,19 +18,47 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vla_bench.policies.checkpoints import WEIGHTS, read_tensors, sha256_of
 
 from vla_bench.shipped import FOLDER, MANIFEST
 
 MOST_BYTES = 8e6
-COLLECTIONS: Mapping[str, str] = {
-    # the noise that suits the others is half of what the drawer's expert intends (docs/train.md)
-    "tiny_drawer": "--suite tiny --task open_the_drawer --suite-args split=train --episodes 150 --noise 0.05 --seed 1000",
-    "tiny_others": "--suite tiny --task lift_the_cube --task turn_on_the_stove --suite-args split=train --episodes 120 "
-    "--seed 1000",
-}
+
+
+class Data(NamedTuple):
+    """Demonstrations that several of them learn from."""
+
+    collections: Mapping[str, str]
+    """Folder to arguments of `vla-bench collect`."""
+    about: str
+    suites: tuple[str, ...]
+    """That one can act in after learning from them."""
+
+
+TINY = Data(
+    {
+        "tiny_others": "--suite tiny --suite-args split=train --seed 1000 --task lift_the_cube "
+        "--task turn_on_the_stove --episodes 120",
+        # noise of 0.1, the usual, is as large as the actions that the drawer's expert intends
+        "tiny_drawer": "--suite tiny --suite-args split=train --seed 1000 --task open_the_drawer --noise 0.05 "
+        "--episodes 150",
+    },
+    "387 demonstrations of the oracle in the suite tiny, split=train",
+    ("tiny",),
+)
+
+
+TINY_MORE = Data(
+    {
+        **TINY.collections,
+        "tiny_drawer_shaken": "--suite tiny --suite-args split=train --seed 2000 --task open_the_drawer --episodes 120",
+        "tiny_lift": "--suite tiny --suite-args split=train --seed 2000 --task lift_the_cube --episodes 100",
+    },
+    "602 demonstrations of the oracle in the suite tiny, split=train",
+    ("tiny",),
+)
 
 
 @dataclass(frozen=True)
@@ -40,19 +68,17 @@ class Training:
     name: str
     policy: str
     arguments: str
-    """Of `vla-bench train`, besides data and places."""
-    data: tuple[str, ...]
-    trained_on: str
-    suites: tuple[str, ...]
+    """Of `vla-bench train`, besides data and places; the family's own recipe when empty."""
+    data: Data
     default: bool = True
 
     def run(self, work: Path, workers: int, threads: int) -> dict[str, Any]:
         """Its line of the manifest, once it is in its place."""
-        for name in self.data:
-            _vla_bench(f"collect {COLLECTIONS[name]} --workers {workers} --out {work / name}")
-        data = " ".join(f"--data {work / name}" for name in self.data)
-        where = f"--out {work / self.name} --threads {threads}"
-        _vla_bench(f"train --policy {self.policy} {self.arguments} {data} {where}")
+        for name, arguments in self.data.collections.items():
+            _vla_bench(work, f"collect {arguments} --workers {workers} --out {name}")
+        data = " ".join(f"--data {name}" for name in self.data.collections)
+        where = f"--out {self.name} --threads {threads}"
+        _vla_bench(work, f"train --policy {self.policy} {self.arguments} {data} {where}")
         shutil.rmtree(FOLDER / self.name, ignore_errors=True)
         shutil.copytree(work / self.name, FOLDER / self.name)
         return self.line()
@@ -65,38 +91,25 @@ class Training:
         return {
             "name": self.name,
             "policy": self.policy,
-            "suites": list(self.suites),
+            "suites": list(self.data.suites),
             "default": self.default,
             "sha256": sha256_of(folder),
             "parameters": sum(prod(tensor.shape) for tensor in read_tensors(folder / WEIGHTS).values()),
             "bytes": size,
-            "trained_on": self.trained_on,
+            "trained_on": self.data.about,
         }
 
 
-TINY = {
-    "data": ("tiny_others", "tiny_drawer"),
-    "trained_on": "387 demonstrations of the oracle in the suite tiny, split=train",
-    "suites": ("tiny",),
-}
 TRAININGS = (
-    Training("diffusion_policy_tiny", "diffusion_policy", "--steps 4000 --learning-rate 1e-3", **TINY),
-    Training("pi0_tiny", "pi0", "--steps 4000 --learning-rate 1e-3", **TINY),
-    Training("openvla_tiny", "openvla", "--policy-args head=l1 --steps 4000 --learning-rate 1e-3", **TINY),
-    Training("reconvla_tiny", "reconvla", "--steps 4000 --learning-rate 1e-3", **TINY),
-    Training(
-        "reconvla_tiny_without_reconstruction",
-        "reconvla",
-        "--policy-args recon_weight=0 --steps 4000 --learning-rate 1e-3",
-        **TINY,
-        default=False,
-    ),
+    Training("diffusion_policy_tiny", "diffusion_policy", "", TINY),
+    Training("pi0_tiny", "pi0", "", TINY_MORE),
+    Training("reconvla_tiny", "reconvla", "", TINY_MORE),
 )
 
 
-def _vla_bench(arguments: str) -> None:
+def _vla_bench(work: Path, arguments: str) -> None:
     print(f"vla-bench {arguments}", flush=True)
-    subprocess.run([sys.executable, "-m", "vla_bench", *shlex.split(arguments)], check=True)
+    subprocess.run([sys.executable, "-m", "vla_bench", *shlex.split(arguments)], check=True, cwd=work)
 
 
 def enter(line: Mapping[str, Any]) -> None:
@@ -116,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="of a training; sums round by their number")
     parser.add_argument("--workers", type=int, default=2, help="simulators that collect")
     options = parser.parse_args(argv)
+    options.work.mkdir(parents=True, exist_ok=True)
     if unknown := sorted(set(options.names) - set(names)):
         parser.error(f"there is no {unknown[0]!r} among {', '.join(names)}")
     for training in TRAININGS:

@@ -12,7 +12,7 @@ What is not obvious:
 * Official robomimic checkpoints with absolute actions (all `*_abs` tasks) load, and answer absolute poses; a suite with
   delta actions refuses them. lerobot's say nothing of their actions, which are taken to be the suite's.
 * Size tiny reads pictures at 96 x 96 and crops 84 x 84, those of 64 x 64 as they are and crops 58 x 58, and samples by
-  DDIM in 8 steps.
+  DDIM in 8 steps, predicting the clean actions.
 * Training as upstream: padded actions count in the loss, one noise level per sample, crops at random.
 """
 
@@ -59,8 +59,8 @@ SMALL_PICTURES = (64, 64)
 SMALL_VISION = VisionSizes(crop=(58, 58), widths=(16, 32, 64, 128), strides=(1, 2, 2, 1))
 """A crop of 0.9 as in the paper, and heat maps of 4 x 4 instead of the 2 x 2 that four halvings would leave."""
 TINY_SCHEDULE = Schedule(kind="ddim", steps=8, prediction="sample")
-"""As the official DDIM configurations, but for what is predicted: the clean actions, upstream's other choice. Where there
-is most noise, noise says least of the observation, and a small network that predicts it learns many times slower.
+"""As the official DDIM configurations, but for what is predicted: the clean actions, upstream's other choice. Where
+there is most noise, noise says least of the observation, and a small network that predicts it learns much slower.
 """
 TO_SYMMETRIC = Affine(np.array([2.0]), np.array([-1.0]))
 """[0, 1] to [-1, 1], for pictures."""

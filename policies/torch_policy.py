@@ -247,8 +247,8 @@ def need_weights(name: str, checkpoint: str | None, size: Size) -> None:
     """Raises UsageError unless exactly one of a checkpoint and size=tiny was given."""
     if checkpoint is None and size != "tiny":
         raise UsageError(
-            f"{name} comes without weights for this suite (see `vla-bench list checkpoints`): give --checkpoint DIR, or "
-            "--policy-args size=tiny for untrained random weights."
+            f"{name} comes without weights for this suite (`vla-bench list checkpoints` shows those there are): give "
+            "--checkpoint DIR, or --policy-args size=tiny for untrained random weights."
         )
     if checkpoint is not None and size == "tiny":
         raise UsageError(f"{name} got both a checkpoint and size=tiny, which means untrained weights; leave one out.")

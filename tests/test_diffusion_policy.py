@@ -524,12 +524,12 @@ def twice(batch: Batch) -> Batch:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("network", "rate"), [("unet", 4e-3), ("transformer", 3e-3)])
-def test_sixteen_demonstrations_are_learned_by_heart(network: str, rate: float, tmp_path: Path) -> None:
-    """Seen: losses 0.012 and 0.029, of 1.0 at first; distances 0.09 and 0.08, of 0.8, where actions reach 0.9."""
+@pytest.mark.parametrize(("network", "rate", "steps"), [("unet", 4e-3, 80), ("transformer", 3e-3, 240)])
+def test_sixteen_demonstrations_are_learned_by_heart(network: str, rate: float, steps: int, tmp_path: Path) -> None:
+    """Seen after 120 and 200 steps: losses 0.001 and 0.03, distances 0.02 and 0.12, of 0.7, where actions reach 0.9."""
     policy, batch = learner(network, tmp_path / "start"), demonstrations()
     assert recalled(policy, batch) > 0.6
-    assert learn(policy, twice(batch), 1200, rate) < 0.05
+    assert learn(policy, twice(batch), steps, rate) < 0.05
     assert recalled(policy, batch) < 0.15
 
 

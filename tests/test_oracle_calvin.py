@@ -59,26 +59,17 @@ def played(env: Any, suite: Suite, trial: int, task: str, noise: float = 0.0) ->
 
 @pytest.mark.sim
 @pytest.mark.parametrize("task", SINGLES.names)
-def test_oracle_does_every_task(task: str) -> None:
+def test_oracle_does_every_task_from_each_of_its_first_starts(task: str) -> None:
+    """The first 20 are in docs/oracle.md."""
     pytest.importorskip("robosuite")
     env = SINGLES.make_env(SINGLES.task(task), ())
-    actions, done = played(env, SINGLES, trial=1, task=task)
+    episodes = [played(env, SINGLES, trial, task) for trial in range(5)]
     env.close()
-    assert done == 1
+    assert [done for _, done in episodes] == [1] * 5
+    actions = np.concatenate([each for each, _ in episodes])
     assert actions.dtype == np.float32
     assert np.abs(actions).max() <= 1.0
     assert set(actions[:, 6].tolist()) <= {-1.0, 1.0}
-
-
-@pytest.mark.slow
-@pytest.mark.sim
-@pytest.mark.parametrize("task", SINGLES.names)
-def test_oracle_does_every_task_from_at_least_18_of_20_starts(task: str) -> None:
-    pytest.importorskip("robosuite")
-    env = SINGLES.make_env(SINGLES.task(task), ())
-    done = sum(played(env, SINGLES, trial, task)[1] for trial in range(20))
-    env.close()
-    assert done >= 18
 
 
 @pytest.mark.sim

@@ -9,10 +9,12 @@ import pytest
 
 pytest.importorskip("torch")
 import torch
+from safetensors.torch import save_file
+from vla_bench.policies.checkpoints import CARD, CONFIG, WEIGHTS, read_json, read_tensors, sha256_of
 
 from vla_bench import shipped
-from vla_bench.errors import UsageError
-from vla_bench.policies.checkpoints import CARD, CONFIG, WEIGHTS, read_json, read_tensors, sha256_of
+from vla_bench.cli import main
+from vla_bench.errors import EXIT_DONE, EXIT_REGRESSION, UsageError
 from vla_bench.registry import POLICIES, SUITES, make_policy, make_suite
 from vla_bench.shipped import Shipped, all_shipped
 
@@ -21,9 +23,9 @@ every = pytest.mark.parametrize("one", all_shipped(), ids=[one.name for one in a
 default = pytest.mark.parametrize("one", [one for one in all_shipped() if one.default], ids=lambda one: one.name)
 
 
-def test_every_family_has_a_checkpoint_for_tiny() -> None:
+def test_these_families_have_a_checkpoint_for_tiny() -> None:
     families = {one.policy for one in all_shipped() if one.default and "tiny" in one.suites}
-    assert families == {"pi0", "reconvla", "openvla", "diffusion_policy"}
+    assert families == {"pi0", "reconvla", "diffusion_policy"}
 
 
 def test_no_two_are_the_default_of_one_policy_on_one_suite() -> None:
@@ -60,7 +62,7 @@ def test_it_can_be_asked_for_by_name(one: Shipped) -> None:
 
 def test_a_wrong_name_is_one_sentence() -> None:
     suite = make_suite("tiny")
-    with pytest.raises(UsageError, match="no shipped checkpoint 'pi0_tyni'"):
+    with pytest.raises(UsageError, match=r"Unknown shipped checkpoint 'pi0_tyni'\. Did you mean 'pi0_tiny'"):
         make_policy("pi0", suite, "shipped:pi0_tyni")
     with pytest.raises(UsageError, match="is a checkpoint of 'pi0', not of 'reconvla'"):
         make_policy("reconvla", suite, "shipped:pi0_tiny")
@@ -74,5 +76,28 @@ def test_changed_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     content[-2] ^= 1
     weights.write_bytes(content)
     monkeypatch.setattr(shipped, "FOLDER", tmp_path)
-    with pytest.raises(UsageError, match="is damaged .*install vla-bench again"):
+    with pytest.raises(UsageError, match=r"is damaged .*install vla-bench again"):
         make_policy(one.policy, make_suite(one.suites[0]))
+
+
+def played(out: Path, *arguments: str) -> str:
+    """The folder of eight episodes of Diffusion Policy at the drawer."""
+    what = ["--policy", "diffusion_policy", "--suite", "tiny", "--task", "open_the_drawer", "--episodes", "8"]
+    assert main(["run", *what, "--out", str(out), *arguments]) == EXIT_DONE
+    return str(out)
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_a_checkpoint_with_noise_on_its_weights_fails_the_gate(tmp_path: Path) -> None:
+    one = next(one for one in all_shipped() if one.name == "diffusion_policy_tiny")
+    damaged = shutil.copytree(one.path, tmp_path / "damaged")
+    draw = torch.Generator().manual_seed(0)
+    weights = {name: tensor.float() for name, tensor in read_tensors(damaged / WEIGHTS).items()}
+    noisy = {n: t + t.std(correction=0) * torch.randn(t.shape, generator=draw) for n, t in weights.items()}
+    save_file(noisy, damaged / WEIGHTS)
+    baseline = ["--baseline", str(tmp_path / "drawer.jsonl")]
+    sound = played(tmp_path / "sound")
+    assert main(["check", sound, *baseline, "--update"]) == EXIT_DONE
+    assert main(["check", sound, *baseline]) == EXIT_DONE
+    assert main(["check", played(tmp_path / "run", "--checkpoint", str(damaged)), *baseline]) == EXIT_REGRESSION

@@ -67,7 +67,7 @@ class DuelConfig:
     chunking: Literal["receding", "temporal", "adaptive"] = "receding"
     """Of both policies, as in vla-bench run."""
     execute: int | None = None
-    """Actions played per inference, of both policies."""
+    """Actions played per inference, of both policies; when absent, as in vla-bench run."""
     workers: str = "1"
     """Simulator processes: a number, or auto for one per CPU core. 1 runs in this process."""
     batch_size: int = 8

@@ -217,7 +217,8 @@ def check_compatible(policy: Policy, suite: Suite) -> None:
         )
     if spec.execute is not None and not 1 <= spec.execute <= spec.chunk:
         raise UsageError(
-            f"The policy {spec.name!r} answers {spec.chunk} actions and has {spec.execute} of them played; mend its spec."
+            f"The policy {spec.name!r} answers {spec.chunk} actions and has {spec.execute} of them played; mend its "
+            "spec.execute."
         )
     known = {camera.name: camera for camera in suite.cameras}
     for camera in spec.cameras:

@@ -140,7 +140,7 @@ def prepare(config: RunConfig) -> Job:
         plan={**config.plan(), "planned": len(episodes)},
         protocol=settings,
         protocol_hash=digest(settings)[:12],
-        provenance={**gather(), **({"weights": _about(policy)} if _about(policy) else {})},
+        provenance={**gather(), **_told_by(policy)},
         control_hz=suite.control_hz,
     )
     return Job(config, suite, policy, LocalPolicy(policy, config.timeout), info, episodes, workers)
@@ -149,6 +149,12 @@ def prepare(config: RunConfig) -> Job:
 def _about(policy: Policy) -> str:
     """What its weights are, where the user did not name them."""
     return policy.spec.note or note_on(policy.spec.checkpoint)
+
+
+def _told_by(policy: Policy) -> dict[str, object]:
+    """What its numbers have to be read with: what its weights are, and how many actions it usually plays."""
+    told = {"weights": _about(policy), "usually_executes": policy.spec.execute}
+    return {name: value for name, value in told.items() if value}
 
 
 def _weights(policy: Policy) -> list[str]:
