@@ -102,7 +102,7 @@ class Training:
 
 TRAININGS = (
     Training("diffusion_policy_tiny", "diffusion_policy", "", TINY),
-    Training("pi0_tiny", "pi0", "", TINY_MORE),
+    Training("pi0_tiny", "pi0", "--steps 3000", TINY),
     Training("reconvla_tiny", "reconvla", "", TINY_MORE),
 )
 

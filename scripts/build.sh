@@ -13,5 +13,5 @@ for package in "$PWD"/dist/*.whl "$PWD"/dist/*.tar.gz; do
     echo "build: trying $package"
     "$python" -m venv --clear "$scratch/venv"
     "$scratch/venv/bin/python" -m pip install -qq "$package"
-    (cd "$scratch" && venv/bin/vla-bench list suites)
+    (cd "$scratch" && venv/bin/vla-bench list suites && venv/bin/vla-bench list checkpoints | grep shipped:)
 done
