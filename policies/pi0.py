@@ -315,8 +315,7 @@ def _untrained(suite: Suite, variant: Variant, side: int, seed: int, dtype: torc
 def _ours(suite: Suite, folder: Path, dtype: torch.dtype) -> Parts:
     stored = read_ours(folder, NAME)
     try:
-        given = stored.config["sizes"]
-        sizes = Sizes(**{"state_dim": given["action_dim"], **given})  # older ones have one width for both
+        sizes = Sizes(**stored.config["sizes"])
         reading = Reading(**{**stored.config["reading"], "relative": tuple(stored.config["reading"]["relative"])})
         action, state = ActionSpec(**stored.config["action"]), tuple(stored.config["state"])
         maps = stored.normalisation["state"], stored.normalisation["action"]

@@ -442,10 +442,11 @@ def test_a_film_of_a_policy_that_tells_shows_heat_and_line(tmp_path: Path, monke
     compose = video.compose
     monkeypatch.setattr(video, "compose", lambda *given: shown.append(compose(*given)) or shown[-1])
     played(tmp_path / "run", video="all", task=("east",), episodes=1)
-    told = [(picture[:64, :64] == LINE).all(axis=2).sum() for picture in shown]
+    pictures = [picture[:256:4, :256:4] for picture in shown]  # 64 px, shown four times as large
+    told = [(picture == LINE).all(axis=2).sum() for picture in pictures]
     assert set(told) == {4 * 31}
-    assert any((picture[:64, :64, 0] > 100).any() for picture in shown)
-    band = shown[0][64:].reshape(-1, 3).tolist()
+    assert any((picture[..., 0] > 100).any() for picture in pictures)
+    band = shown[0][256:].reshape(-1, 3).tolist()
     assert list(HEAT) in band
     assert list(LINE) in band
 

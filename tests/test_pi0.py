@@ -316,16 +316,6 @@ def test_padded_states_in_the_prompt_are_as_wide_as_the_config_says(tmp_path):
     assert ids == [1, *tiny_tokenizer().encode(f"Task: go, State: {' '.join(['128'] * 12)};\nAction: ")]
 
 
-def test_directories_of_ours_from_before_states_had_a_width_of_their_own_are_read(tmp_path):
-    policy = Pi0(suite(), size="tiny")
-    policy.save(tmp_path / "ours", {})
-    sizes = json.loads((tmp_path / "ours/config.json").read_text())["sizes"]
-    del sizes["state_dim"]
-    edit_json(tmp_path / "ours/config.json", sizes=sizes)
-    again = Pi0(suite(), str(tmp_path / "ours"))
-    assert np.array_equal(again.infer(observations())[0].actions, policy.infer(observations())[0].actions)
-
-
 def test_lerobot_before_0_5_is_known_by_its_preprocessor_and_padded_the_state_of_pi05(tmp_path):
     folder = lerobot_folder(tmp_path / "ckpt", "pi05")
     now = Pi0(suite(), str(folder))

@@ -457,7 +457,7 @@ def one_camera(suite):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda folder: ReconVLA(TOY), "needs --checkpoint"),
+        (lambda folder: ReconVLA(TOY), "give --checkpoint"),
         (lambda folder: ReconVLA(TOY, str(folder), size="tiny"), "both"),
         (lambda folder: ReconVLA(TOY, str(folder)), "trained for CALVIN"),
         (lambda folder: ReconVLA(TOY, str(folder / "nowhere")), "has no config.json"),
