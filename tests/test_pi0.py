@@ -614,7 +614,7 @@ def test_sixteen_demonstrations_are_learnt_by_heart(variant):
     policy.crop = 1.0  # `losses` takes pictures as they are to be shown
     policy.draws = 8
     batch, generator = demonstrations(16, policy.spec.chunk), torch.Generator().manual_seed(0)
-    steps = 400
+    steps = 200
     optimiser = torch.optim.AdamW(policy.model.parameters(), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
     losses = []
