@@ -50,17 +50,6 @@ TINY = Data(
 )
 
 
-TINY_MORE = Data(
-    {
-        **TINY.collections,
-        "tiny_drawer_shaken": "--suite tiny --suite-args split=train --seed 2000 --task open_the_drawer --episodes 120",
-        "tiny_lift": "--suite tiny --suite-args split=train --seed 2000 --task lift_the_cube --episodes 100",
-    },
-    "602 demonstrations of the oracle in the suite tiny, split=train",
-    ("tiny",),
-)
-
-
 @dataclass(frozen=True)
 class Training:
     """How one of them is made."""
@@ -103,7 +92,7 @@ class Training:
 TRAININGS = (
     Training("diffusion_policy_tiny", "diffusion_policy", "", TINY),
     Training("pi0_tiny", "pi0", "--steps 3000", TINY),
-    Training("reconvla_tiny", "reconvla", "", TINY_MORE),
+    Training("reconvla_tiny", "reconvla", "", TINY),
 )
 
 

@@ -59,13 +59,14 @@ def played(env: Any, suite: Suite, trial: int, task: str, noise: float = 0.0) ->
 
 @pytest.mark.sim
 @pytest.mark.parametrize("task", SINGLES.names)
-def test_oracle_does_every_task_from_each_of_its_first_starts(task: str) -> None:
-    """The first 20 are in docs/oracle.md."""
+def test_oracle_does_every_task_from_its_first_starts(task: str) -> None:
     pytest.importorskip("robosuite")
     env = SINGLES.make_env(SINGLES.task(task), ())
-    episodes = [played(env, SINGLES, trial, task) for trial in range(5)]
+    episodes = [played(env, SINGLES, trial, task) for trial in range(20)]
     env.close()
-    assert [done for _, done in episodes] == [1] * 5
+    done = [solved for _, solved in episodes]
+    assert done[:5] == [1] * 5
+    assert sum(done) >= 18
     actions = np.concatenate([each for each, _ in episodes])
     assert actions.dtype == np.float32
     assert np.abs(actions).max() <= 1.0
