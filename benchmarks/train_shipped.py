@@ -48,6 +48,15 @@ TINY = Data(
     "387 demonstrations of the oracle in the suite tiny, split=train",
     ("tiny",),
 )
+TINY_MORE = Data(
+    {
+        **TINY.collections,
+        "tiny_drawer_again": "--suite tiny --suite-args split=train --seed 2000 --task open_the_drawer --episodes 120",
+        "tiny_cube_again": "--suite tiny --suite-args split=train --seed 2000 --task lift_the_cube --episodes 100",
+    },
+    "602 demonstrations of the oracle in the suite tiny, split=train",
+    ("tiny",),
+)
 
 
 @dataclass(frozen=True)
@@ -91,8 +100,10 @@ class Training:
 
 TRAININGS = (
     Training("diffusion_policy_tiny", "diffusion_policy", "", TINY),
-    Training("pi0_tiny", "pi0", "--steps 3000", TINY),
-    Training("reconvla_tiny", "reconvla", "", TINY),
+    Training("pi0_tiny", "pi0", "", TINY_MORE),
+    Training("openvla_tiny", "openvla", "--policy-args head=l1", TINY_MORE),
+    Training("reconvla_tiny", "reconvla", "", TINY_MORE),
+    Training("reconvla_tiny_without", "reconvla", "--policy-args recon_weight=0", TINY_MORE, default=False),
 )
 
 

@@ -13,6 +13,9 @@ Time. This file uses the code's convention (openpi, lerobot): t = 1 is noise, t 
 
 and t = 0.999 u + 0.001 with u ~ Beta(1.5, 1) in training: most weight near noise. The paper writes τ = 1 - t, so its
 velocity is action - noise, its Euler steps go up from τ = 0, and its density is Beta((s - τ) / s; 1.5, 1), s = 0.999.
+Velocities are what the official models answer. The tiny one answers the action, as the tiny Diffusion Policy does: noise
+has to get through a network to come out of it, and a narrow one whose features are normalised has no room for it (Li and
+He 2025, arXiv:2511.13720). The last Euler step, from t = 1/n, then ends in the answer itself.
 
 Gemma and SigLIP layers are those of `transformers`; the way through them is ours, because the two experts share every
 attention, and π0.5's expert has adaptive norms with gated residuals.
@@ -36,6 +39,7 @@ from vla_bench.errors import UsageError
 from .stem import Stem, put_stem
 
 Variant = Literal["pi0", "pi05"]
+Predicts = Literal["velocity", "sample"]
 STEPS = 10  # Euler steps of both papers and of every released checkpoint
 ROPE_BASE = 10_000.0
 NORM_EPS = 1e-6
@@ -72,6 +76,8 @@ class Sizes:
     max_period: float = 4.0
     stem: Stem = "patch"
     """What makes tokens of pixels."""
+    predicts: Predicts = "velocity"
+    """What the expert answers: the velocity, or the action, whose velocity is (x_t - action) / t."""
 
     @property
     def patches(self) -> int:
@@ -98,6 +104,7 @@ def tiny(variant: Variant, vocabulary: int, horizon: int = 10, image: int = 60) 
         expert_mlp=256,
         depth=3,
         head_dim=16,
+        predicts="sample",
     )
 
 
@@ -237,7 +244,9 @@ class Pi0Model(nn.Module):
         moments = self.moments(times)
         x = noise
         for step in range(steps):
-            x = x - self.velocity(prefix, x, moments[step : step + 1]) / steps
+            answer = self.answer(prefix, x, moments[step : step + 1])
+            velocity = answer if self.sizes.predicts == "velocity" else (x - answer) / times[step]
+            x = x - velocity / steps
         return x
 
     # The parts
@@ -256,8 +265,8 @@ class Pi0Model(nn.Module):
         norms = [norm for layer in self.expert for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
         return torch.stack([norm.dense(condition) for norm in [*norms, self.expert_norm]], dim=1)
 
-    def velocity(self, prefix: Prefix, actions: Tensor, moment: Tensor) -> Tensor:
-        """(B, H, 32) float32: the expert's noise - action, at noisy `actions` and rows (B or 1) of `moments`."""
+    def answer(self, prefix: Prefix, actions: Tensor, moment: Tensor) -> Tensor:
+        """(B, H, 32) float32: what the expert `predicts`, at noisy `actions` and rows (B or 1) of `moments`."""
         x = self.action_in_proj(actions)
         if self.sizes.variant == "pi0":
             x = F.silu(F.linear(x, self.action_time_mlp_in.weight[:, : self.sizes.expert_width]) + moment)
@@ -272,8 +281,8 @@ class Pi0Model(nn.Module):
             h, gate = _normal(layer.post_attention_layernorm, x, moment, 2 * index + 1)
             x = _add(x, layer.mlp(h), gate)
         x, _ = _normal(self.expert_norm, x, moment, -1)
-        velocity: Tensor = self.action_out_proj(x.to(self.action_out_proj.weight.dtype))
-        return velocity
+        answer: Tensor = self.action_out_proj(x.to(self.action_out_proj.weight.dtype))
+        return answer
 
     def _read(self, x: Tensor, bias: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Keys and values of every layer of the prefix."""
@@ -309,13 +318,14 @@ class Pi0Model(nn.Module):
     # Learning
 
     def flow_loss(self, prefix: Prefix, actions: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """Mean squared error of the velocity over B, H and all 32 dimensions, padding included, as openpi takes it.
+        """Mean squared error of what is predicted over B, H and all 32 dimensions, padding included, as openpi takes it.
 
         `actions` (B, H, 32) normalised and padded, `noise` alike, `times` (B,) in the code's convention.
         """
         t = times.to(actions.dtype)[:, None, None]
         noisy = t * noise + (1.0 - t) * actions
-        return F.mse_loss(self.velocity(prefix, noisy, self.moments(times)), noise - actions)
+        wanted = noise - actions if self.sizes.predicts == "velocity" else actions
+        return F.mse_loss(self.answer(prefix, noisy, self.moments(times)), wanted)
 
     # Precision
 

@@ -21,9 +21,9 @@ RECIPES: Mapping[str, Recipe] = {
     # openvla: 2e-5 at batch 2048, fine-tuned by LoRA at 5e-4 and batch 128; crops of 0.95 (0.9 of the area) and jitter
     "openvla": Recipe(8000, 32, 5e-4, warmup=500, betas=(0.9, 0.999), jitter=0.2),
     # oft: 5e-4, a tenth of it at the end, batch 64; L1 loss. Here less steps: its rows of tokens are longer
-    "openvla_oft": Recipe(5000, 32, 5e-4, warmup=200, final_share=0.1, betas=(0.9, 0.999), jitter=0.2),
+    "openvla_oft": Recipe(4000, 32, 1e-3, warmup=200, final_share=0.1, betas=(0.9, 0.999), jitter=0.2),
     # released scripts: decay 0, warm-up 3 %, cosine to 0, batch 512, 2e-5; no crops and no jitter there
-    "reconvla": Recipe(4000, 32, 1e-3, warmup=200, betas=(0.9, 0.999), jitter=0.2),
+    "reconvla": Recipe(5000, 32, 1e-3, warmup=200, betas=(0.9, 0.999), jitter=0.2),
 }
 CROP = 0.9375
 """Share of the sides that π0, OpenVLA and ReconVLA keep at tiny size: 60 of 64 pixels, 120 of 128."""

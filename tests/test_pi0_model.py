@@ -35,7 +35,14 @@ VARIANTS = ("pi0", "pi05")
 def random_model(variant, **changes) -> Pi0Model:
     """Random weights with norms that matter."""
     torch.manual_seed(7)
-    official = {"image": 56, "patch": 14, "stem": "patch", "vision_width": 64, "vision_mlp": 128}
+    official = {
+        "image": 56,
+        "patch": 14,
+        "stem": "patch",
+        "vision_width": 64,
+        "vision_mlp": 128,
+        "predicts": "velocity",
+    }
     model = Pi0Model(replace(tiny(variant, 50, horizon=5), **{**official, **changes})).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -180,7 +187,7 @@ def test_only_pi0_reads_the_state_token_and_it_insists():
 def test_euler_steps_of_a_straight_path_end_at_the_action(monkeypatch):
     model = random_model("pi0")
     noise, action = torch.randn(2, 5, 32), torch.randn(2, 5, 32)
-    monkeypatch.setattr(model, "velocity", lambda prefix, x, moment: noise - action)
+    monkeypatch.setattr(model, "answer", lambda prefix, x, moment: noise - action)
     for steps in (1, 3, 10):
         torch.testing.assert_close(model.denoise(None, noise, steps), action, rtol=0, atol=1e-5)
 
@@ -188,7 +195,7 @@ def test_euler_steps_of_a_straight_path_end_at_the_action(monkeypatch):
 def test_times_of_euler_run_from_one_to_a_tenth(monkeypatch):
     model, seen = random_model("pi05"), []
     monkeypatch.setattr(model, "moments", lambda times: seen.extend(times.tolist()) or times[:, None])
-    monkeypatch.setattr(model, "velocity", lambda prefix, x, moment: torch.zeros_like(x))
+    monkeypatch.setattr(model, "answer", lambda prefix, x, moment: torch.zeros_like(x))
     model.denoise(None, torch.zeros(1, 5, 32))
     assert seen == pytest.approx([1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
 
@@ -224,6 +231,26 @@ def test_loss_is_the_mean_squared_velocity_error_over_all_dimensions(variant):
         error = -slow.velocity(prefix, valid, state, noisy, times) - (actions - noise)
     assert error.shape == (3, 5, 32)
     assert ours.item() == pytest.approx(error.square().mean().item(), abs=1e-5)
+
+
+def test_a_model_that_answers_actions_moves_along_the_velocity_they_imply():
+    model = random_model("pi0", predicts="sample")
+    pictures, shown, tokens, mask, state, noise = inputs(model)
+    slow, actions, times = reference(model), torch.randn(3, 5, 32), torch.tensor([0.02, 0.4, 1.0])
+    with torch.inference_mode():
+        pixels = [2 * p - 1 for p in pictures]
+        ours = model.prefill(model.see(pixels), shown, tokens, mask, state)
+        prefix, valid = slow.prefix(pixels, shown, tokens, mask)
+        x = noise
+        for t in (1.0, 0.75, 0.5, 0.25):
+            answer = slow.velocity(prefix, valid, state, x, torch.full((3,), t))
+            x = x - (x - answer) / t / 4
+        tau = (1 - times)[:, None, None]
+        learnt = slow.velocity(prefix, valid, state, tau * actions + (1 - tau) * noise, times)
+        loss, sample = model.flow_loss(ours, actions, noise, times), model.denoise(ours, noise, steps=4)
+    torch.testing.assert_close(sample, x, rtol=0, atol=1e-5)
+    torch.testing.assert_close(x, answer)
+    assert loss.item() == pytest.approx((learnt - actions).square().mean().item(), abs=1e-5)
 
 
 def test_training_times_follow_the_papers_beta():

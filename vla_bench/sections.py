@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vla_bench import store
 from vla_bench.errors import UsageError
+from vla_bench.shipped import name_of
 from vla_bench.store import KEY, RunInfo
 from vla_bench.tables import load, stopping_notes, utf8
 
@@ -242,7 +243,9 @@ def _once(form: str, n: int, forms: Sequence[tuple[str, ...]]) -> bool:
 
 
 def short_checkpoint(checkpoint: str) -> str:
-    """The first digits of a hash; the end of a path."""
+    """The name of one that comes along; else the first digits of a hash, or the end of a path."""
+    if name := name_of(checkpoint):
+        return name
     is_hash = len(checkpoint) >= 40 and all(letter in "0123456789abcdef" for letter in checkpoint)
     return checkpoint[:SHORT] if is_hash else Path(checkpoint).name
 

@@ -87,3 +87,8 @@ def insist_on_sha256(shipped: Shipped, found: str) -> None:
 def note_on(sha256: str) -> str:
     """The line beside the numbers of shipped weights; empty for others."""
     return next((one.note for one in all_shipped() if one.sha256 == sha256), "")
+
+
+def name_of(sha256: str) -> str:
+    """Of shipped weights; empty for others."""
+    return next((one.name for one in all_shipped() if one.sha256 == sha256), "")
