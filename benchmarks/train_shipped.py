@@ -109,7 +109,7 @@ TRAININGS = (
 
 def _vla_bench(work: Path, arguments: str) -> None:
     print(f"vla-bench {arguments}", flush=True)
-    subprocess.run([sys.executable, "-m", "vla_bench", *shlex.split(arguments)], check=True, cwd=work)
+    subprocess.run([sys.executable, "-m", "vla_bench.cli", *shlex.split(arguments)], check=True, cwd=work)
 
 
 def enter(line: Mapping[str, Any]) -> None:

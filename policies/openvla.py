@@ -53,8 +53,8 @@ from .torch_policy import (
 
 TINY_SIDE, TINY_PATCH = 60, 12
 TINY_TOWERS = (
-    TowerSizes("dinov2", 96, 3, 4, 192, TINY_SIDE, TINY_PATCH, registers=4, stem="convolutions"),
-    TowerSizes("siglip", 96, 3, 4, 192, TINY_SIDE, TINY_PATCH, stem="convolutions"),
+    TowerSizes("dinov2", 96, 3, 4, 192, TINY_SIDE, TINY_PATCH, registers=4, stem="residual"),
+    TowerSizes("siglip", 96, 3, 4, 192, TINY_SIDE, TINY_PATCH, stem="residual"),
 )
 TINY_LLM = LlmSizes(TINY_VOCABULARY + 256, 128, 3, 4, 4, 256)
 TINY_CHUNK = 8  # of the l1 head

@@ -12,8 +12,8 @@ them and how it is read); size=tiny makes an untrained model of about a million 
 * State: the suite's 8 numbers in LIBERO (hand position, axis-angle, two fingers), normalised, padded with zeros to 32.
   π0.5 reads it in its prompt, as bins 0 to 255 (-1 below the range), not padded.
 * Actions go to the suite as they come: no gripper flip, no threshold, no clipping (openpi examples/libero).
-* The chunk is open loop. openpi replans LIBERO every 5 actions of 50 (π0) or 10 (π0.5): run with --execute 5. The paper
-  found temporal ensembling harmful.
+* The chunk is open loop. openpi replans LIBERO every 5 actions of 50 (π0) or 10 (π0.5), and so does size=tiny; official
+  checkpoints do not say their robot, so run them with --execute 5. The paper found temporal ensembling harmful.
 * Noise is drawn from each observation's seed; upstream's is not seeded per episode.
 * Prompts are padded to a multiple of 16 tokens instead of to 48 or 200: padding is masked, so this changes no answer.
 * The loss is openpi's: mean squared error over all 32 dimensions, and over the actions repeated past an episode's end.
@@ -59,6 +59,8 @@ from .torch_policy import (
 )
 
 NAME = "pi0"
+REPLANNED = 5
+"""Actions that openpi plays of a chunk on LIBERO."""
 Choice = Literal["auto", "yes", "no"]
 
 
@@ -163,7 +165,7 @@ class Pi0(TorchPolicy):
         self.state_map, self.action_map, self.tokenizer = parts.state, parts.action, parts.tokenizer
         self._bos = _beginning(parts.tokenizer, parts.model.sizes)
         note = "; ".join(filter(None, (parts.spec.note, self.reading.about)))
-        spec = replace(parts.spec, deterministic=batching == "each", note=note)
+        spec = replace(parts.spec, deterministic=batching == "each", note=note, execute=self.reading.execute)
         super().__init__(spec, parts.model.to(how.device), how, self.reading.crop)
         self._denoise = how.compiled(parts.model.denoise)
 
@@ -307,7 +309,8 @@ def _untrained(suite: Suite, variant: Variant, side: int, seed: int, dtype: torc
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Pi0Model(sizes).cast(dtype)
-    reading = Reading(state_in_prompt="real" if variant == "pi05" else "no", prompt_tokens=200, crop=CROP)
+    in_prompt: Literal["real", "no"] = "real" if variant == "pi05" else "no"
+    reading = Reading(state_in_prompt=in_prompt, prompt_tokens=200, crop=CROP, execute=REPLANNED)
     spec = _spec(suite.action, suite.cameras[:2], suite.state, model.sizes, sha256="", note=untrained(model))
     return Parts(model, reading, Affine.identity(len(suite.state)), Affine.identity(suite.action.dim), tokenizer, spec)
 

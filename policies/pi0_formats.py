@@ -63,6 +63,8 @@ class Reading:
     """Euler steps."""
     crop: float = 1.0
     """Share of the pictures' sides that is read: the middle."""
+    execute: int | None = None
+    """Actions of a chunk that are played before the next; None says nothing, as official checkpoints do."""
 
     @property
     def about(self) -> str:

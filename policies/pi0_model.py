@@ -13,9 +13,9 @@ Time. This file uses the code's convention (openpi, lerobot): t = 1 is noise, t 
 
 and t = 0.999 u + 0.001 with u ~ Beta(1.5, 1) in training: most weight near noise. The paper writes τ = 1 - t, so its
 velocity is action - noise, its Euler steps go up from τ = 0, and its density is Beta((s - τ) / s; 1.5, 1), s = 0.999.
-Velocities are what the official models answer. The tiny one answers the action, as the tiny Diffusion Policy does: noise
-has to get through a network to come out of it, and a narrow one whose features are normalised has no room for it (Li and
-He 2025, arXiv:2511.13720). The last Euler step, from t = 1/n, then ends in the answer itself.
+Velocities are what the official models answer. The tiny one answers the action, as the tiny Diffusion Policy does:
+noise has to get through a network to come out of it, and a narrow one whose features are normalised has no room for it
+(Li and He 2025, arXiv:2511.13720). The last Euler step, from t = 1/n, then ends in the answer itself.
 
 Gemma and SigLIP layers are those of `transformers`; the way through them is ours, because the two experts share every
 attention, and π0.5's expert has adaptive norms with gated residuals.
@@ -92,7 +92,7 @@ def tiny(variant: Variant, vocabulary: int, horizon: int = 10, image: int = 60) 
         horizon=horizon,
         image=image,
         patch=12,
-        stem="convolutions",
+        stem="residual",
         vision_width=128,
         vision_depth=2,
         vision_mlp=256,
@@ -318,7 +318,7 @@ class Pi0Model(nn.Module):
     # Learning
 
     def flow_loss(self, prefix: Prefix, actions: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """Mean squared error of what is predicted over B, H and all 32 dimensions, padding included, as openpi takes it.
+        """Mean squared error of what is predicted over B, H and all 32 dimensions, padding included, as openpi does.
 
         `actions` (B, H, 32) normalised and padded, `noise` alike, `times` (B,) in the code's convention.
         """

@@ -57,7 +57,7 @@ _NEVER_READ = (f"{_TOWER}head.", f"{_TOWER}embeddings.position_ids")
 """SigLIP's pooling head, and a buffer that old versions of transformers saved."""
 
 TINY = ReconSizes(
-    VisionSizes(side=144, patch=24, width=128, depth=2, heads=4, mlp=256, select=-1, stem="convolutions"),
+    VisionSizes(side=144, patch=24, width=128, depth=2, heads=4, mlp=256, select=-1, stem="residual"),
     LanguageSizes(TINY_VOCABULARY + 256, 128, depth=3, heads=4, kv_heads=2, mlp=256),
     HeadSizes(depth=2, width=64, heads=4, latents=LatentSizes(autoencoder=(), patch=4)),
 )

@@ -11,7 +11,12 @@ from typing import Literal, cast
 
 from torch import Tensor, nn
 
-Stem = Literal["patch", "convolutions"]
+from .diffusion_policy_model import ResidualBlock
+
+Stem = Literal["patch", "convolutions", "residual"]
+
+
+_NARROWEST = 16
 
 
 class ConvStem(nn.Sequential):
@@ -40,6 +45,24 @@ def _convolution(before: int, after: int, stride: int) -> nn.Conv2d:
     return made
 
 
+class ResidualStem(nn.Sequential):
+    """(B, 3, height, width) -> (B, width, height / patch, width / patch), for sides that are multiples of `patch`."""
+
+    def __init__(self, width: int, patch: int) -> None:
+        strides = _factors(patch)
+        narrow = [max(_NARROWEST, width // 2 ** (left + 1)) for left in range(len(strides) - 1, 0, -1)]
+        widths = [3, *narrow, width]
+        layers: list[nn.Module] = []
+        for stride, before, after in zip(strides, widths[:-1], widths[1:], strict=True):
+            layers += [_convolution(before, after, stride), nn.GroupNorm(max(1, after // 16), after), nn.ReLU()]
+        super().__init__(*layers, ResidualBlock(width, width, 1, "group"))
+
+    @property
+    def weight(self) -> Tensor:
+        """Of the last convolution: transformers asks the patch embedding for its dtype."""
+        return cast(ResidualBlock, self[-1]).conv2.weight
+
+
 def _factors(patch: int) -> list[int]:
     """Prime factors, small ones first."""
     for factor in range(2, patch):
@@ -52,3 +75,5 @@ def put_stem(embeddings: nn.Module, name: str, stem: Stem, width: int, patch: in
     """Give those embeddings the stem that is wanted; they have a matrix per patch."""
     if stem == "convolutions":
         setattr(embeddings, name, ConvStem(width, patch))
+    elif stem == "residual":
+        setattr(embeddings, name, ResidualStem(width, patch))

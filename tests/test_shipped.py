@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
+import runpy
+import shlex
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -19,6 +24,7 @@ from vla_bench.registry import POLICIES, SUITES, make_policy, make_suite
 from vla_bench.shipped import Shipped, all_shipped
 
 MOST_BYTES = 8e6
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "train_shipped.py"
 every = pytest.mark.parametrize("one", all_shipped(), ids=[one.name for one in all_shipped()])
 default = pytest.mark.parametrize("one", [one for one in all_shipped() if one.default], ids=lambda one: one.name)
 
@@ -26,6 +32,21 @@ default = pytest.mark.parametrize("one", [one for one in all_shipped() if one.de
 def test_these_families_have_a_checkpoint_for_tiny() -> None:
     families = {one.policy for one in all_shipped() if one.default and "tiny" in one.suites}
     assert families == {"pi0", "reconvla", "diffusion_policy"}
+
+
+def test_the_script_makes_just_these(tmp_path: Path) -> None:
+    script = runpy.run_path(str(SCRIPT))
+    script["_vla_bench"](tmp_path, "list policies")
+    lines = [training.line() for training in script["TRAININGS"]]
+    assert lines == json.loads((shipped.FOLDER / shipped.MANIFEST).read_text())
+    for training, line in zip(script["TRAININGS"], lines, strict=True):
+        card = (shipped.FOLDER / training.name / CARD).read_text()
+        said = re.findall(r"^- (.*?): (.*)$", card, re.MULTILINE)
+        (_, *arguments) = shlex.split(training.arguments) or [""]  # after --policy-args
+        policy = make_policy(training.policy, make_suite("tiny"), None, ["size=tiny", *arguments])
+        recipe = ", ".join(f"{name} {value}" for name, value in asdict(policy.recipe()).items())  # type: ignore[attr-defined]
+        assert dict(said).items() >= {("policy arguments", " ".join(arguments) or "none"), ("recipe", recipe)}
+        assert line["trained_on"].split()[0] == dict(said)["data"].split()[0]
 
 
 def test_no_two_are_the_default_of_one_policy_on_one_suite() -> None:
