@@ -15,6 +15,7 @@ from scipy import stats
 
 from vla_bench import tables
 from vla_bench.chunking import RecedingHorizon
+from vla_bench.compare import compare, render_markdown, render_text
 from vla_bench.config import RunConfig
 from vla_bench.errors import UsageError
 from vla_bench.grounding import inside_total, score
@@ -370,6 +371,30 @@ def test_tasks_without_attention_have_no_row(tmp_path: Path) -> None:
     frame = read_inferences(told_run(tmp_path / "a"))
     assert [row.task for row in grounding_rows(frame, ["door", "other"])] == ["door"]
     assert grounding_rows(frame.drop(columns=list(COLUMNS)), ["door"]) == ()
+
+
+def test_two_policies_are_compared_on_the_episodes_in_which_both_have_a_value(tmp_path: Path) -> None:
+    other: Told = {"lift": [[(0.1, 0.1, True)], [(0.1, 0.1, True)], [(None, 0.1, None)], [(0.9, 0.1, True)]]}
+    other |= {"door": [[(0.7, 0.1, False)]]}
+    found = compare(told_run(tmp_path / "a"), told_run(tmp_path / "b", other))
+    measures = [(one.measure, one.task, one.pairs) for one in found.grounding]
+    assert measures == [(m, t, n) for m in ("share", "hit") for t, n in (("lift", 2), ("door", 1), ("overall", 3))]
+    lift, door, total, *hits = found.grounding
+    differences = np.array([0.2 - 0.1, 0.4 - 0.1, 0.5 - 0.7])
+    expected = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    assert (total.mean_a, total.mean_b) == pytest.approx((1.1 / 3, 0.9 / 3))
+    assert (total.difference, total.low, total.high) == pytest.approx((differences.mean(), *expected))
+    assert (door.difference, door.low, door.high) == (pytest.approx(-0.2), None, None)
+    assert [one.difference for one in hits] == pytest.approx([-0.25, 1.0, (-0.5 + 0 + 1) / 3])
+    assert lift.low == -1.0  # the t interval of two pairs is wider than a difference of shares can be
+    for said in (render_text(found), render_markdown(found)):
+        assert "share, door" in said
+        assert "-20.0 pp" in said
+
+
+def test_a_policy_that_tells_nothing_is_compared_without_attention(tmp_path: Path) -> None:
+    silent = told_run(tmp_path / "b", {"lift": [[(None, 0.0, None)]] * 4})
+    assert compare(told_run(tmp_path / "a"), silent).grounding == ()
 
 
 def test_the_report_of_two_runs_shows_both_side_by_side(tmp_path: Path) -> None:

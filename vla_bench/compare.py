@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from vla_bench.chains import LengthComparison, Lengths, are_chains, compare_pairs, links_of, span_text
 from vla_bench.errors import EXIT_DONE, EXIT_NOT_COMPARABLE, EXIT_UNDECIDED, UsageError
+from vla_bench.grounding_table import GroundingDifference, grounding_differences
 from vla_bench.pairing import (
     Discordant,
     Pairing,
@@ -132,6 +133,8 @@ class Comparison:
     notes: tuple[str, ...]
     lengths: LengthComparison | None = None
     """Instructions done in a row, which decide when the episodes are chains; None for all others."""
+    grounding: tuple[GroundingDifference, ...] = ()
+    """Where both told their attention."""
 
 
 def compare(run_a: str | Path, run_b: str | Path, alpha: float = 0.05, force: bool = False) -> Comparison:
@@ -169,9 +172,10 @@ def compare_rows(
     overall = None if refused or rows.empty else _paired_row("overall", rows, alpha)
     chains = None if overall is None or not are_chains(a) else compare_pairs(*_lengths(rows), links_of(a), 1 - alpha)
     tasks = () if overall is None else _at_least_rows(rows, chains.links, alpha) if chains else _task_rows(rows, alpha)
-    latency = None
+    latency, grounding = None, ()
     if overall is not None and calls_a is not None and calls_b is not None:
         latency = compare_latency(calls_a, calls_b, rows, alpha)
+        grounding = grounding_differences(calls_a, calls_b, rows, alpha)
     return Comparison(
         *sides,
         verdict="not comparable" if refused else _verdict(overall, chains, alpha),
@@ -186,6 +190,7 @@ def compare_rows(
         latency=latency,
         notes=(*(latency_notes if latency else ()), *_cautions(overall, chains, pairing, alpha)),
         lengths=chains,
+        grounding=grounding,
     )
 
 
@@ -237,6 +242,7 @@ def render_text(comparison: Comparison) -> str:
         _forced_lines(comparison),
         _table(comparison),
         _discordant_lines(comparison),
+        aligned(grounding) if (grounding := _grounding_rows(comparison)) else [],
         _latency_lines(comparison.latency, comparison.alpha),
         list(comparison.notes),
         [f"{_headline(comparison)} {comparison.reason}"],
@@ -250,13 +256,11 @@ def render_markdown(comparison: Comparison) -> str:
     lines += [f"\n{line}" for line in _forced_lines(comparison)]
     if comparison.overall:
         shown = comparison.tasks if comparison.lengths else (*comparison.tasks, comparison.overall)
-        rows = [[_escaped(row.task), *_cells(row)] for row in shown]
-        rule = ["---"] + ["---:"] * (len(HEADER) - 1)
-        lines += ["", *(f"| {' | '.join(cells)} |" for cells in (HEADER, rule, *rows))]
+        lines += ["", *_pipes([HEADER, *([row.task, *_cells(row)] for row in shown)])]
         lines += [f"\n{line}" for line in _length_lines(comparison)]
     listed = [f"- {_escaped(line)}" for line in _discordant_lines(comparison)[1:]]
     latency = _latency_lines(comparison.latency, comparison.alpha)
-    parts = [lines, listed, latency, list(comparison.notes)]
+    parts = [lines, listed, _pipes(_grounding_rows(comparison)), latency, list(comparison.notes)]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
@@ -352,6 +356,32 @@ def _latency_lines(latency: LatencyComparison | None, alpha: float) -> list[str]
         f"latency per inference, median: A {latency.median_a_ms:.3g} ms ({latency.n_a} calls), "
         f"B {latency.median_b_ms:.3g} ms ({latency.n_b} calls); A / B {latency.ratio:.2f}{interval}"
     ]
+
+
+def _grounding_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """Header and rows; empty where there is nothing to say."""
+    header = ("attention within what is manipulated", "A", "B", "A - B", "interval", "pairs")
+    rows = [
+        (
+            f"{'share' if one.measure == 'share' else 'hits'}, {one.task}",
+            f"{100 * one.mean_a:.1f} %",
+            f"{100 * one.mean_b:.1f} %",
+            f"{100 * one.difference:+.1f} pp",
+            "-" if one.low is None or one.high is None else f"{100 * one.low:+.1f} – {100 * one.high:+.1f}",
+            str(one.pairs),
+        )
+        for one in comparison.grounding
+    ]
+    return [header, *rows] if rows else []
+
+
+def _pipes(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table of a header and rows."""
+    if not rows:
+        return []
+    header, *rest = ([_escaped(cell) for cell in row] for row in rows)
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return [f"| {' | '.join(cells)} |" for cells in (header, rule, *rest)]
 
 
 def _escaped(text: str) -> str:

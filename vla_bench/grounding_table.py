@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from vla_bench.stats_tasks import TaskMean, between_tasks, clustered_rate
 from vla_bench.store import KEY
@@ -53,6 +53,50 @@ class GroundingRow:
     ratio: Estimate | None
     """Mean share / mean chance."""
     hits: Estimate | None
+
+
+@dataclass(frozen=True)
+class GroundingDifference:
+    """One policy's attention against another's, in the episodes that both played and have a value in."""
+
+    task: str
+    measure: Literal["share", "hit"]
+    pairs: int
+    mean_a: float
+    mean_b: float
+    difference: float
+    """Of A's mean and B's."""
+    low: float | None
+    """Ends of its Student interval over the pairs, at confidence 1 - alpha; None for a single pair."""
+    high: float | None
+
+
+def grounding_differences(
+    calls_a: pd.DataFrame, calls_b: pd.DataFrame, pairs: pd.DataFrame, alpha: float
+) -> tuple[GroundingDifference, ...]:
+    """Shares and hits of every task, then, of several, of all; empty where one of the two told no attention."""
+    if not all(set(COLUMNS) <= set(calls) for calls in (calls_a, calls_b)):
+        return ()
+    a, b = (
+        calls[calls["grounding_share"].notna()].groupby(list(KEY))[["grounding_share", "grounding_hit"]].mean()
+        for calls in (calls_a, calls_b)
+    )
+    told = a.merge(b, left_index=True, right_index=True, suffixes=("_a", "_b")).reset_index()
+    told = pairs[list(KEY)].merge(told, on=list(KEY))
+    of_task = [(str(task), own) for task, own in told.groupby("task", sort=False)]
+    parts = [*of_task, ("overall", told)] if len(of_task) > 1 else of_task
+    measures: tuple[Literal["share", "hit"], ...] = ("share", "hit")
+    return tuple(_difference(task, measure, own, alpha) for measure in measures for task, own in parts)
+
+
+def _difference(task: str, measure: Literal["share", "hit"], told: pd.DataFrame, alpha: float) -> GroundingDifference:
+    a, b = (told[f"grounding_{measure}_{side}"].to_numpy(float) for side in "ab")
+    low, high = None, None
+    if len(told) > 1:
+        low, high = between_tasks([[one] for one in a - b], 1 - alpha, limits=(-1.0, 1.0)).interval
+    return GroundingDifference(
+        task, measure, len(told), float(a.mean()), float(b.mean()), float((a - b).mean()), low, high
+    )
 
 
 def grounding_rows(inferences: pd.DataFrame, tasks: Sequence[str]) -> tuple[GroundingRow, ...]:
