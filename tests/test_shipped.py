@@ -31,7 +31,7 @@ default = pytest.mark.parametrize("one", [one for one in all_shipped() if one.de
 
 def test_these_families_have_a_checkpoint_for_tiny() -> None:
     families = {one.policy for one in all_shipped() if one.default and "tiny" in one.suites}
-    assert families == {"pi0", "reconvla", "diffusion_policy"}
+    assert families == {"pi0", "openvla", "reconvla", "diffusion_policy"}
 
 
 def test_the_script_makes_just_these(tmp_path: Path) -> None:
