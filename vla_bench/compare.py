@@ -172,7 +172,7 @@ def compare_rows(
     overall = None if refused or rows.empty else _paired_row("overall", rows, alpha)
     chains = None if overall is None or not are_chains(a) else compare_pairs(*_lengths(rows), links_of(a), 1 - alpha)
     tasks = () if overall is None else _at_least_rows(rows, chains.links, alpha) if chains else _task_rows(rows, alpha)
-    latency, grounding = None, ()
+    latency, grounding = None, tuple[GroundingDifference, ...]()
     if overall is not None and calls_a is not None and calls_b is not None:
         latency = compare_latency(calls_a, calls_b, rows, alpha)
         grounding = grounding_differences(calls_a, calls_b, rows, alpha)
