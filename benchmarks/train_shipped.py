@@ -105,6 +105,7 @@ TRAININGS = (
     Training("pi0_tiny", "pi0", "", TINY_MORE),
     Training("openvla_tiny", "openvla", "--policy-args head=l1", TINY_MORE),
     Training("reconvla_tiny", "reconvla", "", TINY_MORE),
+    Training("reconvla_tiny_without", "reconvla", "--policy-args recon_weight=0", TINY_MORE, default=False),
 )
 
 
