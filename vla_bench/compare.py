@@ -256,11 +256,11 @@ def render_markdown(comparison: Comparison) -> str:
     lines += [f"\n{line}" for line in _forced_lines(comparison)]
     if comparison.overall:
         shown = comparison.tasks if comparison.lengths else (*comparison.tasks, comparison.overall)
-        lines += ["", *_pipes([HEADER, *([row.task, *_cells(row)] for row in shown)])]
+        lines += ["", *pipes([HEADER, *([row.task, *_cells(row)] for row in shown)])]
         lines += [f"\n{line}" for line in _length_lines(comparison)]
-    listed = [f"- {_escaped(line)}" for line in _discordant_lines(comparison)[1:]]
+    listed = [f"- {escaped(line)}" for line in _discordant_lines(comparison)[1:]]
     latency = _latency_lines(comparison.latency, comparison.alpha)
-    parts = [lines, listed, _pipes(_grounding_rows(comparison)), latency, list(comparison.notes)]
+    parts = [lines, listed, pipes(_grounding_rows(comparison)), latency, list(comparison.notes)]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
@@ -375,16 +375,17 @@ def _grounding_rows(comparison: Comparison) -> list[tuple[str, ...]]:
     return [header, *rows] if rows else []
 
 
-def _pipes(rows: Sequence[Sequence[str]]) -> list[str]:
+def pipes(rows: Sequence[Sequence[str]]) -> list[str]:
     """A Markdown table of a header and rows."""
     if not rows:
         return []
-    header, *rest = ([_escaped(cell) for cell in row] for row in rows)
+    header, *rest = ([escaped(cell) for cell in row] for row in rows)
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return [f"| {' | '.join(cells)} |" for cells in (header, rule, *rest)]
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """As a cell of such a table."""
     return text.replace("|", "\\|")
 
 

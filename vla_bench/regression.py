@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from vla_bench.baseline import Baseline, frame, latency_p50, read_baseline
-from vla_bench.compare import check_alpha, probability
+from vla_bench.compare import check_alpha, escaped, pipes, probability
 from vla_bench.errors import EXIT_DONE, EXIT_NOT_COMPARABLE, EXIT_REGRESSION, EXIT_UNDECIDED, UsageError
 from vla_bench.pairing import (
     Discordant,
@@ -246,10 +246,8 @@ def render_markdown(gate: Gate) -> str:
     """Verdict, table and discordant episodes for a step summary or a pull request, with full names."""
     parts = [[f"### vla-bench check: {gate.verdict}"], [" ".join(gate.reasons)]]
     if gate.overall:
-        rows = [[_escaped(row.task), *_cells(row)] for row in (*gate.tasks, gate.overall)]
-        rule = ["---"] + ["---:"] * (len(HEADER) - 1)
-        parts.append([f"| {' | '.join(cells)} |" for cells in (HEADER, rule, *rows)])
-    parts += [[f"- {_escaped(line)}" for line in listed(gate)[1:]], _latency_lines(gate), list(gate.notes)]
+        parts.append(pipes([HEADER, *([row.task, *_cells(row)] for row in (*gate.tasks, gate.overall))]))
+    parts += [[f"- {escaped(line)}" for line in listed(gate)[1:]], _latency_lines(gate), list(gate.notes)]
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
 
@@ -310,10 +308,6 @@ def task_story(gate: Gate, row: GateRow) -> list[str]:
     """What happened in a task: the counts, then the episodes that ended differently."""
     found = [_line(episode) for episode in gate.discordant if episode.task == row.task]
     return [_row_sentence(row, "Of this task the run"), *found]
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|")
 
 
 def _capital(text: str) -> str:
