@@ -63,14 +63,21 @@ TINY_MORE = Data(
 
 @dataclass(frozen=True)
 class Training:
-    """How one of them is made."""
+    """How one of them is made: by the family's own recipe, where nothing else is said."""
 
     name: str
     policy: str
-    arguments: str
-    """Of `vla-bench train`, besides data and places; the family's own recipe when empty."""
     data: Data
+    policy_args: str = ""
+    """Of `vla-bench train --policy-args`."""
+    steps: int | None = None
     default: bool = True
+
+    @property
+    def arguments(self) -> str:
+        """Of `vla-bench train`, besides data and places."""
+        chosen = f" --policy-args {self.policy_args}" if self.policy_args else ""
+        return f"--policy {self.policy}{chosen}" + (f" --steps {self.steps}" if self.steps else "")
 
     def run(self, work: Path, workers: int, threads: int) -> dict[str, Any]:
         """Its line of the manifest, once it is in its place."""
@@ -78,7 +85,7 @@ class Training:
             _vla_bench(work, f"collect {arguments} --workers {workers} --out {name}")
         data = " ".join(f"--data {name}" for name in self.data.collections)
         where = f"--out {self.name} --threads {threads}"
-        _vla_bench(work, f"train --policy {self.policy} {self.arguments} {data} {where}")
+        _vla_bench(work, f"train {self.arguments} {data} {where}")
         shutil.rmtree(FOLDER / self.name, ignore_errors=True)
         shutil.copytree(work / self.name, FOLDER / self.name)
         return self.line()
@@ -101,11 +108,11 @@ class Training:
 
 
 TRAININGS = (
-    Training("diffusion_policy_tiny", "diffusion_policy", "", TINY),
-    Training("pi0_tiny", "pi0", "", TINY_MORE),
-    Training("openvla_tiny", "openvla", "--policy-args head=l1", TINY_MORE),
-    Training("reconvla_tiny", "reconvla", "", TINY_MORE),
-    Training("reconvla_tiny_without", "reconvla", "--policy-args recon_weight=0", TINY_MORE, default=False),
+    Training("diffusion_policy_tiny", "diffusion_policy", TINY),
+    Training("pi0_tiny", "pi0", TINY_MORE),
+    Training("openvla_tiny", "openvla", TINY_MORE, "head=l1"),
+    Training("reconvla_tiny", "reconvla", TINY_MORE),
+    Training("reconvla_tiny_without", "reconvla", TINY_MORE, "recon_weight=0", default=False),
 )
 
 

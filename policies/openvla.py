@@ -57,7 +57,8 @@ TINY_TOWERS = (
     TowerSizes("siglip", 96, 3, 4, 192, TINY_SIDE, TINY_PATCH, stem="residual"),
 )
 TINY_LLM = LlmSizes(TINY_VOCABULARY + 256, 128, 3, 4, 4, 256)
-TINY_CHUNK = 8  # of the l1 head
+TINY_CHUNK, TINY_EXECUTE = 8, 4
+"""Of the l1 head: answered, and played before it is asked again. OFT's authors play all 8."""
 
 
 class OpenVLA(TorchPolicy):
@@ -126,6 +127,7 @@ class OpenVLA(TorchPolicy):
             cameras=cameras,
             state=loaded.facts.state,
             chunk=loaded.sizes.chunk,
+            execute=loaded.facts.execute,
             checkpoint=loaded.sha256,
             deterministic=batching == "each",
             note=untrained(model) if checkpoint is None else "",
@@ -273,6 +275,7 @@ def _untrained(suite: Suite, head: Head, side: int, seed: int) -> Loaded:
         gripper="suite",
         action=suite.action,
         state=suite.state if oft else (),
+        execute=TINY_EXECUTE if oft else None,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

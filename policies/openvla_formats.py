@@ -77,6 +77,8 @@ class Facts:
     """Share of the pictures' sides that is read, the middle: before the picture chain, and of our trainings only."""
     constant: tuple[bool, ...] = ()
     """Normalised dimensions of the action that never change in the data: they are learnt as 0. Empty: none."""
+    execute: int | None = None
+    """Actions of a chunk that are played before the next; None says nothing, as official checkpoints do."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
