@@ -17,7 +17,7 @@ RECIPES: Mapping[str, Recipe] = {
     # paper: betas .95/.999, decay 1e-6, warm-up 500, cosine to 0, batch 64, 1e-4; crops of 0.9, no jitter
     "diffusion_policy": Recipe(4000, 32, 1e-3, warmup=400, betas=(0.95, 0.999), weight_decay=1e-6, draws=4),
     # openpi: betas .9/.95, decay 1e-10, warm-up 1000, cosine to a tenth, batch 32, 2.5e-5; crops of 0.95 and jitter
-    "pi0": Recipe(4000, 32, 1e-3, warmup=400, final_share=0.1, weight_decay=1e-10, draws=4, jitter=0.2),
+    "pi0": Recipe(6000, 32, 1e-3, warmup=400, final_share=0.1, weight_decay=1e-10, draws=4, jitter=0.2),
     # openvla: 2e-5 at batch 2048, fine-tuned by LoRA at 5e-4 and batch 128; crops of 0.95 (0.9 of the area) and jitter
     "openvla": Recipe(8000, 32, 5e-4, warmup=500, betas=(0.9, 0.999), jitter=0.2),
     # oft: 5e-4, a tenth of it at the end, batch 64; L1 loss. Here less steps: its rows of tokens are longer
