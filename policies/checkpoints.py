@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,6 +90,7 @@ def write_ours(path: str | Path, checkpoint: Checkpoint) -> None:
     _write_json(partial / CONFIG, {"format": FORMAT, **checkpoint.config})
     _write_json(partial / NORMALISATION, maps)
     save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, partial / WEIGHTS)
+    shutil.copymode(partial / CONFIG, partial / WEIGHTS)  # safetensors lets nobody else read it
     if checkpoint.tokenizer is not None:
         (partial / TOKENIZER).write_text(checkpoint.tokenizer, encoding="utf-8")
     (partial / CARD).write_text(_card(checkpoint), encoding="utf-8")

@@ -310,7 +310,7 @@ def _untrained(suite: Suite, variant: Variant, side: int, seed: int, dtype: torc
         torch.manual_seed(seed)
         model = Pi0Model(sizes).cast(dtype)
     in_prompt: Literal["real", "no"] = "real" if variant == "pi05" else "no"
-    reading = Reading(state_in_prompt=in_prompt, prompt_tokens=200, crop=CROP, execute=REPLANNED)
+    reading = Reading(state_in_prompt=in_prompt, prompt_tokens=200, execute=REPLANNED, resize="pillow", crop=CROP)
     spec = _spec(suite.action, suite.cameras[:2], suite.state, model.sizes, sha256="", note=untrained(model))
     return Parts(model, reading, Affine.identity(len(suite.state)), Affine.identity(suite.action.dim), tokenizer, spec)
 

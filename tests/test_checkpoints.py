@@ -67,6 +67,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     card = (tmp_path / "ckpt" / "README.md").read_text()
     assert "trained on: nothing" in card
     assert "parameters: 26" in card
+    assert len({file.stat().st_mode for file in (tmp_path / "ckpt").iterdir()}) == 1
 
 
 def test_the_hash_knows_every_file_but_the_card(tmp_path: Path) -> None:
