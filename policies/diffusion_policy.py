@@ -13,7 +13,8 @@ What is not obvious:
   delta actions refuses them. lerobot's say nothing of their actions, which are taken to be the suite's.
 * Size tiny reads pictures at 96 x 96 and crops 84 x 84, those of 64 x 64 as they are and crops 58 x 58, and samples by
   DDIM in 8 steps, predicting the clean actions.
-* Training as upstream: padded actions count in the loss, one noise level per sample, crops at random.
+* Training as upstream: padded actions count in the loss, crops at random; but as many noise levels per sample as the
+  recipe's `draws`.
 """
 
 from __future__ import annotations

@@ -52,6 +52,12 @@ def test_the_script_makes_just_these(tmp_path: Path) -> None:
         assert line["trained_on"].split()[0] == dict(said)["data"].split()[0]
 
 
+def test_the_committed_runs_played_just_these() -> None:
+    runs = list((SCRIPT.parents[1] / "reports").glob("*/runs/*/run.json"))
+    played = {json.loads(file.read_text())["identity"]["weights"] for file in runs} - {""}
+    assert played == {one.sha256 for one in all_shipped()}
+
+
 def test_no_two_are_the_default_of_one_policy_on_one_suite() -> None:
     told = [(one.policy, suite) for one in all_shipped() if one.default for suite in one.suites]
     assert len(told) == len(set(told))

@@ -476,7 +476,10 @@ def test_a_finished_training_is_left_as_it_is(whole: tuple[str, Trained], folder
     assert (trained.path.stat().st_mtime_ns, weights_of(trained)) == before
 
 
-@pytest.mark.parametrize("changes", [{"steps": 6}, {"seed": 1}, {"learning_rate": 1e-5}, {"validation_share": 0.5}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"steps": 6}, {"seed": 1}, {"learning_rate": 1e-5}, {"validation_share": 0.5}, {"weights": "float32"}],
+)
 def test_other_settings_do_not_resume(folder: str, tmp_path: Path, changes: dict[str, Any]) -> None:
     train(config(folder, tmp_path / "ckpt", steps=1))
     with pytest.raises(UsageError, match=f"was begun with .*{next(iter(changes))}"):

@@ -45,6 +45,10 @@ LETTERS_EXPLAINED = (
     f"Letters: policies that share one are not told apart (paired McNemar test, of chains the sign-flip test of their "
     f"lengths, or an unpaired test where they share no episode; Holm over all pairs, alpha {ALPHA:g})."
 )
+RATES_EXPLAINED = (
+    "The 95 % interval (Wilson) speaks of these tasks; “tasks like these” (mean over tasks, Korn and Graubard) also of "
+    "other tasks of the kind."
+)
 
 
 @dataclass(frozen=True)
@@ -341,7 +345,7 @@ def render_text(leaderboard: Leaderboard) -> str:
 
 def render_markdown(leaderboard: Leaderboard) -> str:
     """The same for a README."""
-    parts = ["# Leaderboard", LETTERS_EXPLAINED, *map(_board_markdown, leaderboard.boards)]
+    parts = ["# Leaderboard", RATES_EXPLAINED, LETTERS_EXPLAINED, *map(_board_markdown, leaderboard.boards)]
     if reference := _published_tables(leaderboard):
         parts.append(f"## Reference: {NOTICE}")
         parts += [f"{title}\n\n{pipe_table(rows)}" for title, rows in reference]

@@ -24,6 +24,7 @@ from vla_bench.grounding_table import GroundingRow, estimate_text
 from vla_bench.leaderboard import (
     ALPHA,
     LETTERS_EXPLAINED,
+    RATES_EXPLAINED,
     Board,
     Comparison,
     Standing,
@@ -58,10 +59,6 @@ VERDICTS = {False: 0, True: 1, None: 2}
 """As assets/report.js names them: failure, success, broken."""
 
 
-RATES_EXPLAINED = (
-    "The 95 % interval (Wilson) speaks of these tasks; “tasks like these” (mean over tasks, Korn and Graubard) also of "
-    "other tasks of the kind."
-)
 CHAINS_EXPLAINED = (
     "Average length: instructions done in a row, with its 95 % interval (likelihood ratio). The columns 1, 2, ... are "
     "chains with at least so many done."

@@ -161,9 +161,9 @@ def _cores() -> int:
 def _settings(config: TrainConfig, recipe: Recipe, data: TrainingData) -> dict[str, Any]:
     """Everything that decides the weights, as JSON values."""
     chosen = {"policy": config.policy, "policy_args": list(config.policy_args), "suite": data.suite.name}
-    how = {"seed": config.seed, "validation_share": config.validation_share, "device": config.device}
-    threads = {"threads": config.threads or _cores(), "data": data.sha256}
-    settings: dict[str, Any] = json.loads(json.dumps({**chosen, **how, **threads, **asdict(recipe)}))
+    names = ("seed", "validation_share", "device", "weights")
+    how = {name: getattr(config, name) for name in names} | {"threads": config.threads or _cores()}
+    settings: dict[str, Any] = json.loads(json.dumps({**chosen, **how, "data": data.sha256, **asdict(recipe)}))
     return settings
 
 
