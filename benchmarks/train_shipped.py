@@ -59,6 +59,17 @@ TINY_MORE = Data(
     "589 demonstrations of the oracle in the suite tiny, split=train",
     ("tiny",),
 )
+_SAMPLED = "--suite-args resolution=128 states=sampled --seed 1000"
+LIBERO = Data(
+    {
+        # every tiny size sees less than 128 pixels, and 256 would fill the memory
+        "libero_object": f"--suite libero_object {_SAMPLED} --episodes 15",
+        "libero_spatial": f"--suite libero_spatial {_SAMPLED} --episodes 8",
+        "libero_10": f"--suite libero_10 {_SAMPLED} --episodes 3",
+    },
+    "251 demonstrations of the oracle in libero_object, libero_spatial and libero_10, sampled initial states",
+    ("libero_object", "libero_spatial", "libero_10"),
+)
 
 
 @dataclass(frozen=True)
@@ -113,6 +124,8 @@ TRAININGS = (
     Training("openvla_tiny", "openvla", TINY_MORE, "head=l1"),
     Training("reconvla_tiny", "reconvla", TINY_MORE),
     Training("reconvla_tiny_without", "reconvla", TINY_MORE, "recon_weight=0", default=False),
+    Training("pi0_libero", "pi0", LIBERO),
+    Training("reconvla_libero", "reconvla", LIBERO),
 )
 
 
