@@ -19,8 +19,9 @@ $(VENV)/.installed: pyproject.toml scripts/setup.sh
 demo: setup ## play policies on robosuite, CALVIN, LIBERO and the suite tiny, let two duel, rank all, write a web page
 	$(BIN)/vla-bench run --policy oracle --suite robosuite --task Lift --episodes $(DEMO_EPISODES) --overwrite --out results/demo/oracle-lift
 	$(BIN)/vla-bench run --policy oracle --suite calvin_d --episodes $(DEMO_EPISODES) --overwrite --out results/demo/oracle-calvin
-	$(BIN)/vla-bench run --policy random --suite libero_10 --task 0 --task 1 --episodes 1 --overwrite --out results/demo/random-libero_long
 	$(BIN)/vla-bench run --policy pi0 --suite tiny --episodes $(DEMO_EPISODES) --workers 2 --video failures --overwrite --out results/demo/pi0-tiny
+	$(BIN)/vla-bench run --policy pi0 --suite libero_object --task 0 --task 3 --episodes 2 --workers 2 --overwrite --out results/demo/pi0-libero_object
+	$(BIN)/vla-bench run --policy reconvla --suite libero_long --task 0 --task 2 --task 6 --episodes 1 --workers 2 --overwrite --out results/demo/reconvla-libero_long
 	$(BIN)/vla-bench duel diffusion_policy reconvla --suite tiny --episodes 5 --workers 2 --overwrite --out results/demo/duel || test $$? -eq 2
 	$(BIN)/vla-bench leaderboard results/demo
 	$(BIN)/vla-bench report results/demo --out reports/demo
