@@ -74,21 +74,14 @@ LIBERO = Data(
 
 @dataclass(frozen=True)
 class Training:
-    """How one of them is made: by the family's own recipe, where nothing else is said."""
+    """How one of them is made, by the family's own recipe."""
 
     name: str
     policy: str
     data: Data
     policy_args: str = ""
     """Of `vla-bench train --policy-args`."""
-    steps: int | None = None
     default: bool = True
-
-    @property
-    def arguments(self) -> str:
-        """Of `vla-bench train`, besides data and places."""
-        chosen = f" --policy-args {self.policy_args}" if self.policy_args else ""
-        return f"--policy {self.policy}{chosen}" + (f" --steps {self.steps}" if self.steps else "")
 
     def run(self, work: Path, workers: int, threads: int) -> dict[str, Any]:
         """Its line of the manifest, once it is in its place."""
@@ -96,7 +89,8 @@ class Training:
             _vla_bench(work, f"collect {arguments} --workers {workers} --out {name}")
         data = " ".join(f"--data {name}" for name in self.data.collections)
         where = f"--out {self.name} --threads {threads}"
-        _vla_bench(work, f"train {self.arguments} {data} {where}")
+        chosen = f"--policy-args {self.policy_args}" if self.policy_args else ""
+        _vla_bench(work, f"train --policy {self.policy} {chosen} {data} {where}")
         shutil.rmtree(FOLDER / self.name, ignore_errors=True)
         shutil.copytree(work / self.name, FOLDER / self.name)
         return self.line()
