@@ -15,6 +15,7 @@ from vla_bench.chains import are_chains, chain_summary, compare_pairs
 from vla_bench.cli import _score, main
 from vla_bench.compare import compare, render_markdown, render_text
 from vla_bench.leaderboard import load_leaderboard, to_json
+from vla_bench.leaderboard import render_markdown as board_markdown
 from vla_bench.leaderboard import render_text as board_text
 from vla_bench.regression import check
 from vla_bench.report import write_report
@@ -221,6 +222,9 @@ def test_the_leaderboard_ranks_by_average_length(tmp_path):
     text = board_text(board)
     assert "average length" in text
     assert "3.33 of 5" in text
+    pasted = board_markdown(board)
+    assert "likelihood ratio" in pasted
+    assert "Korn" not in pasted  # rates are explained where there are some
     json.dumps(to_json(board), allow_nan=False)
 
 

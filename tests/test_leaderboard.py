@@ -360,6 +360,7 @@ def test_published_numbers_appear_only_with_their_family_and_apart(tmp_path: Pat
     said = render_markdown(load_leaderboard(tmp_path))
     reference = said.index(f"## Reference: {published.NOTICE}")
     assert reference > said.index("## toy, protocol")
+    assert said.count("Korn") == 1  # of two boards
     assert "OpenVLA-OFT (a model per suite) | 97.6 | 98.4 | 97.9 | 94.5 | 97.1 | source |" in said[reference:]
     assert "CALVIN" not in said
 

@@ -45,9 +45,13 @@ LETTERS_EXPLAINED = (
     f"Letters: policies that share one are not told apart (paired McNemar test, of chains the sign-flip test of their "
     f"lengths, or an unpaired test where they share no episode; Holm over all pairs, alpha {ALPHA:g})."
 )
-RATES_EXPLAINED = (
+_RATES_EXPLAINED = (
     "The 95 % interval (Wilson) speaks of these tasks; “tasks like these” (mean over tasks, Korn and Graubard) also of "
     "other tasks of the kind."
+)
+_CHAINS_EXPLAINED = (
+    "Average length: instructions done in a row, with its 95 % interval (likelihood ratio). The columns 1, 2, ... are "
+    "chains with at least so many done."
 )
 
 
@@ -345,7 +349,8 @@ def render_text(leaderboard: Leaderboard) -> str:
 
 def render_markdown(leaderboard: Leaderboard) -> str:
     """The same for a README."""
-    parts = ["# Leaderboard", RATES_EXPLAINED, LETTERS_EXPLAINED, *map(_board_markdown, leaderboard.boards)]
+    explained = dict.fromkeys(map(scores_explained, leaderboard.boards))
+    parts = ["# Leaderboard", *explained, LETTERS_EXPLAINED, *map(_board_markdown, leaderboard.boards)]
     if reference := _published_tables(leaderboard):
         parts.append(f"## Reference: {NOTICE}")
         parts += [f"{title}\n\n{pipe_table(rows)}" for title, rows in reference]
@@ -395,6 +400,11 @@ def chain_header(links: int) -> tuple[str, ...]:
 def links_on(board: Board) -> int:
     """Instructions per chain; 0 on a board of single instructions."""
     return max((standing.chains.links for standing in board.standings if standing.chains), default=0)
+
+
+def scores_explained(board: Board) -> str:
+    """What its columns of scores and intervals mean."""
+    return _CHAINS_EXPLAINED if links_on(board) else _RATES_EXPLAINED
 
 
 def standings_table(board: Board) -> list[tuple[str, ...]]:

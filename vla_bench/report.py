@@ -24,7 +24,6 @@ from vla_bench.grounding_table import GroundingRow, estimate_text
 from vla_bench.leaderboard import (
     ALPHA,
     LETTERS_EXPLAINED,
-    RATES_EXPLAINED,
     Board,
     Comparison,
     Standing,
@@ -38,6 +37,7 @@ from vla_bench.leaderboard import (
     p_text,
     percent,
     pipe_table,
+    scores_explained,
     span,
     standings_table,
 )
@@ -58,11 +58,6 @@ STRIP_WIDTH = 1600  # pixels
 VERDICTS = {False: 0, True: 1, None: 2}
 """As assets/report.js names them: failure, success, broken."""
 
-
-CHAINS_EXPLAINED = (
-    "Average length: instructions done in a row, with its 95 % interval (likelihood ratio). The columns 1, 2, ... are "
-    "chains with at least so many done."
-)
 
 GROUNDING_EXPLAINED = (
     "Share: of the policy’s attention, what lies within the pixels of what is being manipulated. Chance: that share if "
@@ -479,7 +474,7 @@ def _broken_cell(standing: Standing) -> str:
 
 def _legend(board: Board) -> str:
     times = "p50: median time of a policy call. Hz: actions executed per second of policy time."
-    parts = [CHAINS_EXPLAINED if links_on(board) else RATES_EXPLAINED, times]
+    parts = [scores_explained(board), times]
     if board.comparisons:
         parts.append(LETTERS_EXPLAINED)
     if any(standing.broken for standing in board.standings):
