@@ -228,6 +228,8 @@ def _dispatch(arguments: list[str]) -> int:
         return EXIT_DONE
     if arguments[0] not in commands:
         raise unknown_name("command", arguments[0], commands)
+    if "help" in (*_values(arguments, "--policy-args"), *_values(arguments, "--suite-args")):
+        return _arguments_help(_values(arguments, "--policy"), _values(arguments, "--suite"))
     return commands[arguments[0]](arguments[1:])
 
 
@@ -239,8 +241,6 @@ def _run(arguments: list[str]) -> int:
     from vla_bench.runner import run
 
     config = _parse(RunConfig, "run", arguments)
-    if "help" in (*config.policy_args, *config.suite_args):
-        return _arguments_help(config.policy, config.suite)
     with _Progress() as progress:
         outcome = run(config, progress)
     for note in outcome.notes:
@@ -286,11 +286,16 @@ def _ending(outcome: Outcome) -> int:
     return EXIT_DONE
 
 
-def _arguments_help(policy: str, suite: str) -> int:
+def _arguments_help(policies: Sequence[str], suites: Sequence[str]) -> int:
+    """What --policy-args and --suite-args take; nothing else of the command need be there."""
     from vla_bench import registry
 
-    print(registry.describe_policy_arguments(policy))
-    print(registry.describe_suite_arguments(suite))
+    if not policies and not suites:
+        raise UsageError("--policy-args help needs --policy NAME, --suite-args help needs --suite NAME.")
+    for policy in policies:
+        print(registry.describe_policy_arguments(policy))
+    for suite in suites:
+        print(registry.describe_suite_arguments(suite))
     return EXIT_DONE
 
 
@@ -407,8 +412,6 @@ def _collect(arguments: list[str]) -> int:
     from vla_bench.collect import CollectConfig, collect
 
     config = _parse(CollectConfig, "collect", arguments)
-    if "help" in config.suite_args:
-        return _arguments_help("noisy", config.suite)
     with _Progress() as progress:
         collected = collect(config, progress)
     for note in (note for outcome in collected.outcomes for note in outcome.notes):
@@ -424,13 +427,9 @@ def _collect(arguments: list[str]) -> int:
 
 
 def _train(arguments: list[str]) -> int:
-    from vla_bench.registry import describe_policy_arguments
     from vla_bench.train import TrainConfig, train
 
     config = _parse(TrainConfig, "train", arguments)
-    if "help" in config.policy_args:
-        print(describe_policy_arguments(config.policy))
-        return EXIT_DONE
     with _TrainProgress() as progress:
         trained = train(config, progress)
     if trained.done < trained.steps:
@@ -445,8 +444,6 @@ def _convert(arguments: list[str]) -> int:
     from vla_bench.convert import ConvertConfig, convert
 
     config = _parse(ConvertConfig, "convert", arguments)
-    if "help" in (*config.policy_args, *config.suite_args):
-        return _arguments_help(config.policy, config.suite)
     done = convert(config)
     print(
         f"{done.path}: sha256 {done.sha256}; answers a probe of {done.actions} actions bit for bit like the original."
@@ -481,7 +478,7 @@ def _paragraphs(policies: Sequence[dict[str, Any]]) -> str:
         lines.append(f"{row['policy']:<{indent}}{row['about']}")
         takes = f"--policy-args {', '.join(row['--policy-args'])}" if row["--policy-args"] else ""
         lines += textwrap.wrap(takes, 110, initial_indent=" " * indent, subsequent_indent=" " * (indent + 14))
-    return "\n".join([*lines, "", "vla-bench run --policy NAME --suite NAME --policy-args help says more of each."])
+    return "\n".join([*lines, "", "vla-bench run --policy NAME --policy-args help says more of each."])
 
 
 def _suites(_: str) -> list[dict[str, Any]]:
@@ -579,6 +576,19 @@ def _parse(config: type[T], command: str, arguments: list[str]) -> T:
         if not ending.code:
             raise
         raise UsageError(f"{_first_sentence(errors.getvalue())} See vla-bench {command} --help.") from None
+
+
+def _values(arguments: Sequence[str], flag: str) -> list[str]:
+    """What stands after a flag, before the next one."""
+    values, reading = [], False
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            reading = name.replace("_", "-") == flag
+            values += [value] if reading and equals else []
+        elif reading:
+            values.append(argument)
+    return values
 
 
 def _refuse_unknown_flags(config: type[Any], command: str, arguments: Sequence[str]) -> None:
