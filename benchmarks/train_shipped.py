@@ -118,6 +118,7 @@ TRAININGS = (
     Training("openvla_tiny", "openvla", TINY_MORE, "head=l1"),
     Training("reconvla_tiny", "reconvla", TINY_MORE),
     Training("reconvla_tiny_without", "reconvla", TINY_MORE, "recon_weight=0", default=False),
+    Training("diffusion_policy_libero", "diffusion_policy", LIBERO),
     Training("pi0_libero", "pi0", LIBERO),
     Training("reconvla_libero", "reconvla", LIBERO),
 )
