@@ -70,6 +70,11 @@ LIBERO = Data(
     "251 demonstrations of the oracle in libero_object, libero_spatial and libero_10, sampled initial states",
     ("libero_object", "libero_spatial", "libero_10"),
 )
+ROBOSUITE = Data(
+    {"robosuite": "--suite robosuite --suite-args resolution=128 --seed 1000 --episodes 12"},
+    "99 demonstrations of the oracle in robosuite",
+    ("robosuite",),
+)
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,8 @@ class Training:
     data: Data
     policy_args: str = ""
     """Of `vla-bench train --policy-args`."""
+    steps: int | None = None
+    """The recipe's own when None."""
     default: bool = True
 
     def run(self, work: Path, workers: int, threads: int) -> dict[str, Any]:
@@ -90,6 +97,8 @@ class Training:
         data = " ".join(f"--data {name}" for name in self.data.collections)
         where = f"--out {self.name} --threads {threads}"
         chosen = f"--policy-args {self.policy_args}" if self.policy_args else ""
+        if self.steps is not None:
+            chosen += f" --steps {self.steps}"
         _vla_bench(work, f"train --policy {self.policy} {chosen} {data} {where}")
         shutil.rmtree(FOLDER / self.name, ignore_errors=True)
         shutil.copytree(work / self.name, FOLDER / self.name)
@@ -120,7 +129,10 @@ TRAININGS = (
     Training("reconvla_tiny_without", "reconvla", TINY_MORE, "recon_weight=0", default=False),
     Training("diffusion_policy_libero", "diffusion_policy", LIBERO),
     Training("pi0_libero", "pi0", LIBERO),
+    Training("openvla_libero", "openvla", LIBERO, "head=l1"),
     Training("reconvla_libero", "reconvla", LIBERO),
+    # a third of LIBERO's pictures, a third of the steps
+    Training("pi0_robosuite", "pi0", ROBOSUITE, steps=2000),
 )
 
 
