@@ -44,7 +44,7 @@ def test_the_script_makes_just_these(tmp_path: Path) -> None:
         said = re.findall(r"^- (.*?): (.*)$", card, re.MULTILINE)
         arguments = shlex.split(training.policy_args)
         policy = make_policy(training.policy, make_suite(training.data.suites[0]), None, ["size=tiny", *arguments])
-        recipe = asdict(policy.recipe()) | ({} if training.steps is None else {"steps": training.steps})  # type: ignore[attr-defined]
+        recipe = asdict(policy.recipe().changed(steps=training.steps))  # type: ignore[attr-defined]
         told = ", ".join(f"{name} {value}" for name, value in recipe.items())
         assert dict(said).items() >= {("policy arguments", " ".join(arguments) or "none"), ("recipe", told)}
         assert line["trained_on"].split()[0] == dict(said)["data"].split()[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -39,6 +39,11 @@ class Recipe:
     """Noise levels drawn per sample, where there is noise: what was seen is encoded once for all of them."""
     jitter: float = 0.0
     """Brightness, contrast and saturation are multiplied by 1 - jitter to 1 + jitter."""
+
+    def changed(self, **wanted: float | None) -> Recipe:
+        """With these values where they are not None; the warm-up is a tenth of the steps at most."""
+        changed = replace(self, **{name: value for name, value in wanted.items() if value is not None})  # type: ignore[arg-type]
+        return replace(changed, warmup=min(changed.warmup, changed.steps // 10))
 
     def rate(self, step: int) -> float:
         """The learning rate of step 0, 1, ...: a line up to `learning_rate`, then half a cosine."""

@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol
 
@@ -117,7 +117,9 @@ def train(config: TrainConfig, watcher: Watcher | None = None) -> Trained:
         _clear(config)
     data = read_training_data(config.data, config.suite)
     policy = _policy(config, data)
-    recipe = _recipe(policy.recipe(), config)
+    recipe = policy.recipe().changed(
+        steps=config.steps, batch_size=config.batch_size, learning_rate=config.learning_rate
+    )
     settings = _settings(config, recipe, data)
     _insist_on_same(config, settings)
     log = LossLog(config.folder)
@@ -146,12 +148,6 @@ def _policy(config: TrainConfig, data: TrainingData) -> Teachable:
     policy = make_policy(config.policy, data.suite, None, [*given, *config.policy_args])
     assert isinstance(policy, Teachable)
     return policy
-
-
-def _recipe(default: Recipe, config: TrainConfig) -> Recipe:
-    wanted = {name: getattr(config, name) for name in ("steps", "batch_size", "learning_rate")}
-    recipe = replace(default, **{name: value for name, value in wanted.items() if value is not None})
-    return replace(recipe, warmup=min(recipe.warmup, recipe.steps // 10))
 
 
 def _cores() -> int:
