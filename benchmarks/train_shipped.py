@@ -133,6 +133,7 @@ TRAININGS = (
     Training("reconvla_libero", "reconvla", LIBERO),
     # a third of LIBERO's pictures, a third of the steps
     Training("pi0_robosuite", "pi0", ROBOSUITE, steps=2000),
+    Training("openvla_robosuite", "openvla", ROBOSUITE, "head=l1", steps=1000),
     Training("reconvla_robosuite", "reconvla", ROBOSUITE, steps=1200),
 )
 
