@@ -132,6 +132,7 @@ TRAININGS = (
     Training("openvla_libero", "openvla", LIBERO, "head=l1"),
     Training("reconvla_libero", "reconvla", LIBERO),
     # a third of LIBERO's pictures, a third of the steps
+    Training("diffusion_policy_robosuite", "diffusion_policy", ROBOSUITE, steps=1400),
     Training("pi0_robosuite", "pi0", ROBOSUITE, steps=2000),
     Training("openvla_robosuite", "openvla", ROBOSUITE, "head=l1", steps=1000),
     Training("reconvla_robosuite", "reconvla", ROBOSUITE, steps=1200),
