@@ -29,8 +29,9 @@ every = pytest.mark.parametrize("one", all_shipped(), ids=[one.name for one in a
 default = pytest.mark.parametrize("one", [one for one in all_shipped() if one.default], ids=lambda one: one.name)
 
 
-def test_these_families_have_a_checkpoint_for_tiny() -> None:
-    families = {one.policy for one in all_shipped() if one.default and "tiny" in one.suites}
+@pytest.mark.parametrize("suite", ["tiny", "robosuite", "libero_object", "libero_spatial", "libero_10"])
+def test_these_families_have_a_checkpoint_for(suite: str) -> None:
+    families = {one.policy for one in all_shipped() if one.default and suite in one.suites}
     assert families == {"pi0", "openvla", "reconvla", "diffusion_policy"}
 
 
