@@ -58,7 +58,6 @@ STRIP_WIDTH = 1600  # pixels
 VERDICTS = {False: 0, True: 1, None: 2}
 """As assets/report.js names them: failure, success, broken."""
 
-
 GROUNDING_EXPLAINED = (
     "Share: of the policy’s attention, what lies within the pixels of what is being manipulated. Chance: that share if "
     "attention were spread evenly over its cells. Hits: calls whose most attended point lies within (pointing game). "
