@@ -58,6 +58,10 @@ TOY = ["run", "--policy", "fakes:Walker", "--suite", "fakes:suite", "--episodes"
         (["run", "--policy-args", "help"], "--policy-args help needs --policy NAME"),
         (["collect", "--suite", "robosiute", "--suite-args", "help"], "Did you mean 'robosuite'"),
         (
+            ["duel", "a", "b", "--suite", "tiny", "--policy-args", "help"],
+            "Unknown flag of vla-bench duel '--policy-args'",
+        ),
+        (
             ["run", "--policy", "fakes:Unmade", "--suite", "robosuite"],
             "could not be made: FileNotFoundError: no such weights (",
         ),
@@ -98,7 +102,9 @@ def test_arguments_are_listed_without_the_rest_of_the_command(
 ) -> None:
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    assert {name for name in ("speed", "resolution") if f"{name}: " in printed} == said
+    lines = {"speed": "speed: float = 0.5", "resolution": "resolution: int = 256"}
+    assert {name for name, line in lines.items() if line in printed} == said
+    assert {name for name in lines if f"{name}: " in printed} == said
 
 
 def test_run_prints_its_table_and_show_prints_it_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -184,11 +184,17 @@ class DoctorConfig:
             raise UsageError(f"--episodes should be at least 1, got {self.episodes}.")
 
 
+class _Told(Exception):
+    """What was asked for is printed; nothing is left to do."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(arguments)
+    except _Told:
+        return EXIT_DONE
     except UsageError as error:
         print(f"vla-bench: {error}", file=sys.stderr)
         return EXIT_USAGE
@@ -228,8 +234,6 @@ def _dispatch(arguments: list[str]) -> int:
         return EXIT_DONE
     if arguments[0] not in commands:
         raise unknown_name("command", arguments[0], commands)
-    if "help" in (*_values(arguments, "--policy-args"), *_values(arguments, "--suite-args")):
-        return _arguments_help(_values(arguments, "--policy"), _values(arguments, "--suite"))
     return commands[arguments[0]](arguments[1:])
 
 
@@ -283,19 +287,6 @@ def _ending(outcome: Outcome) -> int:
         )
         return EXIT_BROKEN
     print(f"vla-bench: {done}.", file=sys.stderr)
-    return EXIT_DONE
-
-
-def _arguments_help(policies: Sequence[str], suites: Sequence[str]) -> int:
-    """What --policy-args and --suite-args take; nothing else of the command need be there."""
-    from vla_bench import registry
-
-    if not policies and not suites:
-        raise UsageError("--policy-args help needs --policy NAME, --suite-args help needs --suite NAME.")
-    for policy in policies:
-        print(registry.describe_policy_arguments(policy))
-    for suite in suites:
-        print(registry.describe_suite_arguments(suite))
     return EXIT_DONE
 
 
@@ -566,8 +557,14 @@ def _examine(config: DoctorConfig) -> list[Check]:
 
 
 def _parse(config: type[T], command: str, arguments: list[str]) -> T:
-    """The command's flags as its dataclass. Raises UsageError in one sentence; prints help and exits 0 for --help."""
+    """The command's flags as its dataclass. Raises UsageError in one sentence; prints help and exits 0 for --help.
+
+    Raises _Told once it has printed what `--policy-args help` or `--suite-args help` asks for.
+    """
     _refuse_unknown_flags(config, command, arguments)
+    if "help" in (*_values(arguments, "--policy-args"), *_values(arguments, "--suite-args")):
+        _print_arguments(_values(arguments, "--policy"), _values(arguments, "--suite"))
+        raise _Told
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -578,24 +575,39 @@ def _parse(config: type[T], command: str, arguments: list[str]) -> T:
         raise UsageError(f"{_first_sentence(errors.getvalue())} See vla-bench {command} --help.") from None
 
 
+def _print_arguments(policies: Sequence[str], suites: Sequence[str]) -> None:
+    """What --policy-args and --suite-args take; nothing else of the command need be there."""
+    from vla_bench import registry
+
+    if not policies and not suites:
+        raise UsageError("--policy-args help needs --policy NAME, --suite-args help needs --suite NAME.")
+    for policy in policies:
+        print(registry.describe_policy_arguments(policy))
+    for suite in suites:
+        print(registry.describe_suite_arguments(suite))
+
+
+def _flag(argument: str) -> str:
+    """`--suite-args` of `--suite_args=help`."""
+    return argument.partition("=")[0].replace("_", "-")
+
+
 def _values(arguments: Sequence[str], flag: str) -> list[str]:
     """What stands after a flag, before the next one."""
     values, reading = [], False
     for argument in arguments:
         if argument.startswith("--"):
-            name, equals, value = argument.partition("=")
-            reading = name.replace("_", "-") == flag
-            values += [value] if reading and equals else []
+            reading = _flag(argument) == flag
+            values += [argument.partition("=")[2]] if reading and "=" in argument else []
         elif reading:
             values.append(argument)
     return values
 
 
 def _refuse_unknown_flags(config: type[Any], command: str, arguments: Sequence[str]) -> None:
-    known = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(config)} | {"--help"}
+    known = {_flag("--" + field.name) for field in dataclasses.fields(config)} | {"--help"}
     for argument in arguments:
-        flag = argument.split("=")[0].replace("_", "-")
-        if argument.startswith("--") and flag not in known:
+        if argument.startswith("--") and _flag(argument) not in known:
             raise unknown_name(f"flag of vla-bench {command}", argument, known)
 
 
