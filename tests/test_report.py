@@ -19,9 +19,10 @@ from browser import Browser, find_chromium
 from made_runs import INFO, call, episode, made_run, other_protocol
 from PIL import Image
 
-from vla_bench import report
+from vla_bench import plots, report
 from vla_bench.cli import main
 from vla_bench.report import write_report
+from vla_bench.sections import load_runs
 from vla_bench.stats import wilson
 from vla_bench.store import RunInfo, RunStore
 
@@ -307,6 +308,68 @@ def test_what_cannot_be_reported_is_one_sentence_and_exit_64(
     assert said.startswith("vla-bench: ")
     assert said.count("\n") == 1
     assert kind == "out" or not out.exists(), "nothing is written before all runs are read"
+
+
+# Colours
+
+
+def swatches(section: str) -> dict[str, str]:
+    """Policy -> the number of its colour in the table."""
+    return {
+        name: n
+        for n, name in re.findall(r'class="swatch" style="background:var\(--series-(\d)\)"></span>(\w+)', section)
+    }
+
+
+def strokes(section: str) -> list[dict[str, str]]:
+    """The same of the legend of every figure that draws policies: in a legend a handle comes before its name."""
+    found = []
+    for figure in re.findall(r"<figure.*?</figure>", section, re.DOTALL):
+        last, told = "", dict[str, str]()
+        for number, name in re.findall(r"var\(--series-(\d)\)|<text[^>]*>(\w+)</text>", figure):
+            last = number or last
+            if name in ("alpha", "beta", "gamma", "delta"):
+                told[name] = last
+        if "--series" in figure:
+            found.append(told)
+    return found
+
+
+def test_a_policy_has_one_colour_in_the_tables_and_the_figures_of_all_suites(tmp_path: Path) -> None:
+    ranks = {"alpha": ("1111", "10"), "beta": ("1110", "11"), "gamma": ("1000", "")}
+    runs = []
+    for policy, (here, there) in ranks.items():
+        runs.append(made_run(tmp_path / f"{policy}1", {"lift": here}, info=of_policy(policy), latency_ms=5.0))
+        other = of_policy(policy, other_protocol())
+        if there:
+            runs.append(made_run(tmp_path / f"{policy}2", {"lift": there}, info=other, latency_ms=5.0))
+    delta = of_policy("delta", other_protocol())
+    runs.append(made_run(tmp_path / "delta", {"lift": "11"}, info=delta, latency_ms=5.0))
+    page = page_of(runs, tmp_path / "out")
+    first, second = page.split('id="s2"')
+    assert swatches(first) == {"alpha": "0", "beta": "1", "gamma": "2"}
+    assert swatches(second) == {"beta": "1", "delta": "3", "alpha": "0"}
+    assert strokes(first) == [swatches(first)] * 3
+    assert strokes(second) == [swatches(second)] * 3
+
+
+def test_one_entrant_under_two_labels_keeps_its_colour_and_ten_in_a_section_differ_in_colour_or_marker(
+    tmp_path: Path,
+) -> None:
+    def trained(checkpoint: str, info: RunInfo = INFO) -> RunInfo:
+        return replace(info, identity={**info.identity, "policy": "mlp", "checkpoint": checkpoint})
+
+    for name, info in {
+        "a1": trained("a"), "b1": trained("b"), "a2": trained("a", other_protocol()),
+    }.items():  # fmt: skip
+        made_run(tmp_path / "two" / name, {"lift": "1" if name[0] == "a" else "0"}, info=info)
+    first, second = (chapter.looks for chapter in report._chapters(load_runs([tmp_path / "two"])))
+    assert first == {"mlp a": 0, "mlp b": 1}
+    assert second == {"mlp": 0}
+    for n in range(10):
+        made_run(tmp_path / "ten" / str(n), {"lift": "1"}, info=of_policy(f"p{n}"))
+    (many,) = (chapter.looks for chapter in report._chapters(load_runs([tmp_path / "ten"])))
+    assert len({plots._look(n) for n in many.values()}) == 10
 
 
 # In a browser

@@ -1,8 +1,9 @@
 """Figures: a table and an `ax` go in, the `ax` comes out. Nothing is computed here; intervals and shares are columns.
 
 Policies and tasks are drawn in the order in which the table first names them. A `policy` column that is a pandas
-category fixes order, colour and marker of every policy, so that several figures agree. Colours of ink, paper and
-policies are unique: `inline_svg` exchanges them for CSS variables, and a page shows the same drawing on a dark ground.
+category fixes the order of policies, and with it their colours and markers unless `looks` gives these, so that several
+figures agree. Colours of ink, paper and policies are unique: `inline_svg` exchanges them for CSS variables, and a page
+shows the same drawing on a dark ground.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -41,6 +42,10 @@ HALF_WIDTH = 4.4
 MOST_BANDS = 3  # more would only cover each other
 NAME_WIDTH = 46  # characters of a task's name
 DPI = 180
+
+
+Looks = Mapping[str, int]
+"""Policy -> number of its colour and marker."""
 
 
 class Size(NamedTuple):
@@ -94,12 +99,12 @@ def inline_svg(svg: str, prefix: str, title: str) -> str:
 # --- figures ---
 
 
-def forest(rates: pd.DataFrame, ax: Axes) -> Axes:
+def forest(rates: pd.DataFrame, ax: Axes, looks: Looks | None = None) -> Axes:
     """Success rates with intervals per task. Columns: policy, task, rate, low, high, overall (rows to set apart, last).
 
     `rate` is NaN where nothing was judged: then the interval is drawn without its point.
     """
-    tasks, places = _order(rates, "task"), _places(rates)
+    tasks, places = _order(rates, "task"), _places(rates, looks)
     row = {task: n for n, task in enumerate(tasks)}
     overall = set(rates.loc[rates["overall"], "task"])
     spread = min(0.78, 0.19 * len(places))
@@ -108,7 +113,7 @@ def forest(rates: pd.DataFrame, ax: Axes) -> Axes:
         own = rates[rates["policy"] == policy]
         offset = spread * ((level + 0.5) / len(places) - 0.5)
         y = [row[task] + offset for task in own["task"]]
-        colour, marker = SERIES[n % len(SERIES)], MARKERS[n % len(MARKERS)]
+        colour, marker = _look(n)
         ax.hlines(y, 100 * own["low"], 100 * own["high"], color=colour, linewidth=1.3)
         handles += ax.plot(100 * own["rate"], y, marker, color=colour, markersize=4.2, markeredgewidth=0)
     for band in range(0, len(tasks), 2):
@@ -162,18 +167,18 @@ def heatmap_size(tasks: int, policies: int) -> Size:
     return Size(min(WIDTH, 3.6 + 0.75 * policies), 0.8 + 0.22 * tasks)
 
 
-def latency_ecdf(latencies: pd.DataFrame, ax: Axes) -> Axes:
+def latency_ecdf(latencies: pd.DataFrame, ax: Axes, looks: Looks | None = None) -> Axes:
     """Share of policy calls answered in a time. Columns: policy, latency_ms, share, mark ("" or "p95" and so on)."""
-    places, handles = _places(latencies), list[Any]()
+    places, handles = _places(latencies, looks), list[Any]()
     for policy, n in places.items():
         own = latencies[latencies["policy"] == policy].sort_values(["latency_ms", "share"])
         line, marks = own[own["mark"] == ""], own[own["mark"] != ""]
-        colour = SERIES[n % len(SERIES)]
+        colour, marker = _look(n)
         ax.plot(line["latency_ms"], 100 * line["share"], color=colour, linewidth=1.6, drawstyle="steps-post")
-        handles += ax.plot([], [], MARKERS[n % len(MARKERS)], color=colour, linestyle="-", markersize=5)
+        handles += ax.plot([], [], marker, color=colour, linestyle="-", markersize=5)
         ax.plot(
             *(marks["latency_ms"], 100 * marks["share"]),
-            MARKERS[n % len(MARKERS)],
+            marker,
             color=colour,
             markersize=5.5,
             markeredgecolor=PAPER,
@@ -213,11 +218,11 @@ def bars_size(policies: int) -> Size:
     return Size(HALF_WIDTH, 0.95 + 0.3 * policies)
 
 
-def success_over_steps(solved: pd.DataFrame, ax: Axes) -> Axes:
+def success_over_steps(solved: pd.DataFrame, ax: Axes, looks: Looks | None = None) -> Axes:
     """Share of episodes solved within so many control steps. Columns: policy, step, share, low, high."""
-    places, handles = _places(solved), list[Any]()
+    places, handles = _places(solved, looks), list[Any]()
     for policy, n in places.items():
-        own, colour = solved[solved["policy"] == policy], SERIES[n % len(SERIES)]
+        own, (colour, _) = solved[solved["policy"] == policy], _look(n)
         handles += ax.step(own["step"], 100 * own["share"], where="post", color=colour, linewidth=1.6)
         if len(places) <= MOST_BANDS:
             low, high = 100 * own["low"], 100 * own["high"]
@@ -229,12 +234,11 @@ def success_over_steps(solved: pd.DataFrame, ax: Axes) -> Axes:
     return _legend(ax, handles, list(places), room=54)
 
 
-def grounding_over_steps(told: pd.DataFrame, ax: Axes) -> Axes:
+def grounding_over_steps(told: pd.DataFrame, ax: Axes, looks: Looks | None = None) -> Axes:
     """Attention within what is manipulated, chance dotted. Columns: policy, step, share, chance, low, high."""
-    places, handles = _places(told), list[Any]()
+    places, handles = _places(told, looks), list[Any]()
     for policy, n in places.items():
-        own, colour = told[told["policy"] == policy], SERIES[n % len(SERIES)]
-        marker = MARKERS[n % len(MARKERS)]
+        own, (colour, marker) = told[told["policy"] == policy], _look(n)
         handles += ax.plot(own["step"], 100 * own["share"], f"{marker}-", color=colour, linewidth=1.6, markersize=3.2)
         ax.plot(own["step"], 100 * own["chance"], color=colour, linewidth=1.0, linestyle=":")
         if len(places) <= MOST_BANDS:
@@ -283,14 +287,20 @@ def _order(table: pd.DataFrame, column: str) -> list[str]:
     return [str(name) for name in dict.fromkeys(table[column])]
 
 
-def _places(table: pd.DataFrame) -> dict[str, int]:
+def _places(table: pd.DataFrame, looks: Looks | None = None) -> dict[str, int]:
     """Policy -> number of its colour and marker, for the policies that have rows."""
     import pandas as pd
 
-    present = _order(table, "policy")
-    if not isinstance(table["policy"].dtype, pd.CategoricalDtype):
-        return {policy: n for n, policy in enumerate(present)}
-    return {str(policy): n for n, policy in enumerate(table["policy"].cat.categories) if policy in present}
+    order = present = _order(table, "policy")
+    if isinstance(table["policy"].dtype, pd.CategoricalDtype):
+        order = list(map(str, table["policy"].cat.categories))
+    numbers = looks or {policy: n for n, policy in enumerate(order)}
+    return {policy: numbers[policy] for policy in order if policy in present}
+
+
+def _look(number: int) -> tuple[str, str]:
+    """Colour and marker; the marker moves on where the colours begin again."""
+    return SERIES[number % len(SERIES)], MARKERS[(number + number // len(SERIES)) % len(MARKERS)]
 
 
 def _names(names: Sequence[str], width: int) -> list[str]:

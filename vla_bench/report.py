@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import os
 import re
@@ -96,8 +97,8 @@ class Chapter:
     board: Board
     entrants: tuple[Entrant, ...]
     """In the order of the standings."""
-    colours: Mapping[str, int]
-    """Label -> number of its colour, the same in all chapters."""
+    looks: plots.Looks
+    """Of its labels; a policy has one number on the whole page, in tables and figures."""
     rates: pd.DataFrame
 
 
@@ -134,17 +135,44 @@ def _write(file: Path, text: str) -> None:
 def _chapters(found: Found) -> list[Chapter]:
     sections = sections_of(found.runs)
     boards = [board_of(section) for section in sections]
-    labels = dict.fromkeys(standing.label for board in boards for standing in board.standings)
-    colours = {label: n for n, label in enumerate(labels)}
+    played = [
+        report_data.entrants_in(section, [standing.label for standing in board.standings])
+        for section, board in zip(sections, boards, strict=True)
+    ]
     return [
-        _chapter(f"s{n}", section, board, colours)
-        for n, (section, board) in enumerate(zip(sections, boards, strict=True), 1)
+        Chapter(f"s{n}", section, board, tuple(entrants), looks, report_data.task_rates(entrants, section.tasks))
+        for n, (section, board, entrants, looks) in enumerate(
+            zip(sections, boards, played, _looks(played), strict=True), 1
+        )
     ]
 
 
-def _chapter(name: str, section: Section, board: Board, colours: Mapping[str, int]) -> Chapter:
-    entrants = report_data.entrants_in(section, [standing.label for standing in board.standings])
-    return Chapter(name, section, board, tuple(entrants), colours, report_data.task_rates(entrants, section.tasks))
+def _looks(played: Sequence[Sequence[Entrant]]) -> list[plots.Looks]:
+    """Per section, the numbers of its labels.
+
+    An entrant (policy, checkpoint, arguments) has one number on the whole page, and so have entrants of one label in
+    different sections; entrants of one section never share one.
+    """
+    numbers, by_label, looks = dict[object, int](), dict[str, int](), list[plots.Looks]()
+    for entrants in played:
+        own = {entrant.label: numbers[entrant.identity] for entrant in entrants if entrant.identity in numbers}
+        for entrant in entrants:
+            number = own.get(entrant.label, by_label.get(entrant.label))
+            if number is None or (entrant.label not in own and number in own.values()):
+                number = _new_look({*numbers.values()}, own)
+            own[entrant.label] = number
+            numbers.setdefault(entrant.identity, number)
+            by_label.setdefault(entrant.label, number)
+        looks.append({entrant.label: own[entrant.label] for entrant in entrants})
+    return looks
+
+
+def _new_look(taken: set[int], beside: plots.Looks) -> int:
+    """The first number that is free on the page and, while there are colours left, has none of this section's."""
+    colours = len(plots.SERIES)
+    near = {number % colours for number in beside.values()}
+    free = (number for number in itertools.count() if number not in taken)
+    return next(number for number in free if len(near) == colours or number % colours not in near)
 
 
 # --- figures ---
@@ -160,19 +188,19 @@ def _draw(chapter: Chapter, folder: Path) -> Iterator[Drawing]:
         svg = plots.inline_svg(plots.save(ax, folder / stem), stem, f"{caption}, {chapter.section.title}")
         return Drawing(stem, caption, remark, svg)
 
-    forest = plots.forest(chapter.rates, plots.new_axes(plots.forest_size(tasks, policies)))
+    forest = plots.forest(chapter.rates, plots.new_axes(plots.forest_size(tasks, policies)), chapter.looks)
     yield saved(forest, "rates", "Success rate per task", "with 95 % Wilson intervals")._replace(wide=True)
     if policies > 1 and tasks > 1:
         heat = plots.heatmap(chapter.rates, plots.new_axes(plots.heatmap_size(tasks, policies)))
         yield saved(heat, "heatmap", "Tasks by policies", "success rate in percent")._replace(wide=True)
     solved = report_data.solved_curves(entrants)
     if len(solved):
-        curve = plots.success_over_steps(solved, plots.new_axes(plots.CURVE_SIZE))
+        curve = plots.success_over_steps(solved, plots.new_axes(plots.CURVE_SIZE), chapter.looks)
         bands = ", with 95 % intervals" if policies <= plots.MOST_BANDS else ""
         yield saved(curve, "solved", "Time to success", f"episodes solved within so many steps{bands}")
     latencies = report_data.latency_curves(entrants, hz)
     if len(latencies):
-        curve = plots.latency_ecdf(latencies, plots.new_axes(plots.CURVE_SIZE))
+        curve = plots.latency_ecdf(latencies, plots.new_axes(plots.CURVE_SIZE), chapter.looks)
         yield saved(curve, "latency", "Latency", "without cold calls; percentiles where there are enough calls")
     stages = report_data.stage_means(entrants, hz)
     if (stages["stage"] != report_data.REST).any():
@@ -180,7 +208,7 @@ def _draw(chapter: Chapter, folder: Path) -> Iterator[Drawing]:
         yield saved(bars, "stages", "Where a policy call’s time goes", "mean per stage")
     told = report_data.grounding_curves(entrants)
     if len(told):
-        curve = plots.grounding_over_steps(told, plots.new_axes(plots.CURVE_SIZE))
+        curve = plots.grounding_over_steps(told, plots.new_axes(plots.CURVE_SIZE), chapter.looks)
         bands = ", with 95 % intervals" if policies <= plots.MOST_BANDS else ""
         yield saved(curve, "grounding", "Grounding", f"attention within what is manipulated{bands}; dotted: chance")
     split = report_data.wall_shares(entrants)
@@ -345,7 +373,7 @@ def _facts(chapters: Sequence[Chapter]) -> str:
     machines = {run.machine for chapter in chapters for run in _runs(chapter)} - {""}
     broken = sum(standing.broken for standing in standings)
     facts = {
-        "policies": str(len({standing.label for standing in standings})),
+        "policies": str(len({number for chapter in chapters for number in chapter.looks.values()})),
         "episodes": f"{sum(standing.episodes for standing in standings):,}{f' and {broken} broken' if broken else ''}",
         "tasks": str(sum(len(chapter.section.tasks) for chapter in chapters)),
         "run on": dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}",
@@ -421,7 +449,7 @@ def _standings(chapter: Chapter) -> str:
 
 
 def _standing_cells(standing: Standing, chapter: Chapter) -> dict[str, str]:
-    colour = f"var(--series-{chapter.colours[standing.label] % len(plots.SERIES)})"
+    colour = f"var(--series-{chapter.looks[standing.label] % len(plots.SERIES)})"
     like, checkpoint = standing.like_these, escape(short_checkpoint(standing.checkpoint))
     if links_on(chapter.board):
         like = None

@@ -81,6 +81,11 @@ class Entrant:
     inferences: pd.DataFrame
     notes: tuple[str, ...]
 
+    @property
+    def identity(self) -> tuple[str, str, tuple[str, ...]]:
+        """What makes it the same entrant in another section."""
+        return self.policy, self.checkpoint, self.arguments
+
     @cached_property
     def keys(self) -> set[tuple[object, ...]]:
         """Its episodes, broken ones included."""
