@@ -35,7 +35,7 @@ fi
 "$venv/bin/python" -m pip install -qq --editable '.[libero,robosuite,vla,dev]'
 
 gl() {
-    "$venv/bin/python" -m vla_bench.gl "$@"
+    "$venv/bin/python" -c 'from vla_bench.gl import main; main()' "$@"
 }
 
 gl && exit 0

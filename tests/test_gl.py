@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -140,6 +143,15 @@ def test_probing_an_unknown_back_end_is_a_usage_error():
 def test_importing_gl_imports_no_simulator():
     code = "import sys, vla_bench.gl; sys.exit(bool({'mujoco', 'robosuite', 'OpenGL'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_setup_asks_is_answered_without_a_warning():
+    setup = (Path(__file__).parent.parent / "scripts" / "setup.sh").read_text()
+    (asked,) = re.findall(r'"\$venv/bin/python" (.*vla_bench\.gl.*) "\$@"', setup)
+    child = subprocess.run(
+        [sys.executable, *shlex.split(asked), "packages"], capture_output=True, text=True, check=False
+    )
+    assert (child.returncode, child.stderr) == (0, "")
 
 
 @pytest.mark.sim

@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -178,7 +178,7 @@ def _death(child: subprocess.CompletedProcess[str]) -> str:
 
 
 def _child_command(backend: str) -> list[str]:
-    return [sys.executable, "-m", "vla_bench.gl", "render", backend]
+    return [sys.executable, "-c", "from vla_bench.gl import main; main()", "render", backend]
 
 
 def _render(backend: str) -> GlProbe:
@@ -232,17 +232,16 @@ def _check() -> int:
     return 0 if result.works else 1
 
 
-def main(arguments: Sequence[str]) -> int:
-    """`python -m vla_bench.gl [render BACKEND | packages]`, for the child process and for scripts/setup.sh."""
-    match list(arguments):
+def main() -> NoReturn:
+    """`[render BACKEND | packages]`, for the child process and for scripts/setup.sh.
+
+    Not for `python -m`: the package imports this module itself, and runpy warns of a second one.
+    """
+    match sys.argv[1:]:
         case ["render", backend]:
             _answer_probe(backend)
         case ["packages"]:
             print(missing_packages_command())
+            sys.exit(0)
         case _:
-            return _check()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+            sys.exit(_check())
