@@ -8,6 +8,9 @@ Facts: openvla/openvla c8f03f4 and moojink/openvla-oft 213c5ff, prismatic/extern
 - `l1`: one pass. The action tokens' embeddings are zeros and attention goes both ways, `</s>` at the end included; the
   head reads the states one place before each action token, as next-token prediction would.
 - `rms_norm_eps` is 1e-6, the default of the config that the conversion made, not Llama 2's own 1e-5.
+
+The parameters are those of transformers' Llama, under its names; the way through its layers is ours, for its caches and
+the arguments of its layers change between releases. Tests compare the two.
 """
 
 from __future__ import annotations
@@ -20,7 +23,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.models.siglip.modeling_siglip import SiglipVisionEmbeddings
 
 from .openvla_vision import DINOV2_LARGE, SIGLIP_SO400M, TowerSizes, VisionBackbone
@@ -153,7 +155,7 @@ class Sequences(NamedTuple):
 
 
 class KeyValues:
-    """Keys and values of every layer, with room for the tokens to come; a Llama layer calls `update`."""
+    """Keys and values of every layer, with room for the tokens to come."""
 
     def __init__(self, sizes: LlmSizes, batch: int, length: int, like: Tensor) -> None:
         shape = batch, sizes.num_key_value_heads, length, sizes.head_dim
@@ -170,7 +172,7 @@ class KeyValues:
         for buffer in (*self.keys, *self.values, self.readable, self.positions):
             torch._dynamo.mark_static_address(buffer)
 
-    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
+    def put(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store (B, heads, n, head_dim) and return what to attend to: a prefix sees itself, a token everything."""
         self.keys[layer].index_copy_(2, self.slots, keys)
         self.values[layer].index_copy_(2, self.slots, values)
@@ -204,6 +206,8 @@ class OpenVLAModel(nn.Module):
         hidden = sizes.llm.hidden_size
         self.projector = Projector(self.vision_backbone.width, hidden, fused=len(sizes.towers) == 2)
         self.language_model = LlamaForCausalLM(_llama(sizes.llm))
+        self.language_model.model.rotary_emb = nn.Identity()  # `frequencies` are instead of it
+        self.frequencies = nn.Buffer(_frequencies(sizes.llm), persistent=False)
         if sizes.state_dim:
             self.proprio_projector = StateProjector(sizes.state_dim, hidden)
         if sizes.head == "l1":
@@ -269,7 +273,7 @@ class OpenVLAModel(nn.Module):
 
     def placeholders(self, batch: int, end: int) -> Tensor:
         """The tail of an l1 sequence, (B, chunk * A + 1, hidden): a zero for each number, then the id `end`."""
-        stop = self.embed(torch.full((batch, 1), end, device=self.language_model.device))
+        stop = self.embed(torch.full((batch, 1), end, device=self.frequencies.device))
         zeros = stop.new_zeros(batch, self.sizes.chunk * self.sizes.action_dim, stop.shape[-1])
         return torch.cat([zeros, stop], dim=1)
 
@@ -291,15 +295,14 @@ class OpenVLAModel(nn.Module):
         self, hidden: Tensor, positions: Tensor, mask: Tensor | None, memory: KeyValues | None, causal: bool = True
     ) -> Tensor:
         llama = self.language_model.model
-        rotations = llama.rotary_emb(hidden, positions)
-        for layer in llama.layers:
-            hidden = layer(
-                hidden,
-                attention_mask=mask,
-                position_embeddings=rotations,
-                past_key_values=memory,
-                is_causal=causal,
-            )
+        rotation = _rotation(positions, self.frequencies, hidden.dtype)
+        for index, layer in enumerate(llama.layers):
+            query, key, value = _project(layer.self_attn, layer.input_layernorm(hidden), rotation)
+            if memory is not None:
+                key, value = memory.put(index, key, value)
+            mixed = _attend(query, key, value, mask, causal)
+            hidden = hidden + layer.self_attn.o_proj(mixed)
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
         return llama.norm(hidden)  # type: ignore[no-any-return]
 
     def _room(self, batch: int, length: int, like: Tensor) -> KeyValues:
@@ -318,9 +321,46 @@ class OpenVLAModel(nn.Module):
 def _llama(sizes: LlmSizes) -> LlamaConfig:
     fields = asdict(sizes)
     theta = fields.pop("rope_theta")
-    rope = {"rope_type": "default", "rope_theta": theta}
-    chosen: dict[str, Any] = {"attn_implementation": "sdpa", "tie_word_embeddings": False, "use_cache": False}
-    return LlamaConfig(**fields, rope_parameters=rope, **chosen)
+    return LlamaConfig(**fields, rope_parameters={"rope_type": "default", "rope_theta": theta})
+
+
+def _frequencies(sizes: LlmSizes) -> Tensor:
+    """float32 (head_dim / 2,) on the CPU: radians per position that each pair of channels is turned by."""
+    exponents = torch.arange(0, sizes.head_dim, 2, dtype=torch.float32, device="cpu") / sizes.head_dim
+    return 1.0 / (sizes.rope_theta**exponents)
+
+
+def _rotation(positions: Tensor, frequencies: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine at positions (B or 1, L), each (B or 1, 1, L, head_dim); computed in float32."""
+    angles = (positions[..., None].float() * frequencies)[:, None].repeat(1, 1, 1, 2)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def _rotated(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """(B, heads, L, head_dim), channel i paired with channel i + head_dim / 2."""
+    first, second = x.chunk(2, dim=-1)
+    return x * rotation[0] + torch.cat([-second, first], dim=-1) * rotation[1]
+
+
+def _project(attention: Any, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotated queries (B, heads, L, head_dim), rotated keys and values (B, kv heads, L, head_dim)."""
+    split = *x.shape[:2], -1, rotation[0].shape[-1]
+    projections = attention.q_proj, attention.k_proj, attention.v_proj
+    query, key, value = (project(x).view(split).transpose(1, 2) for project in projections)
+    return _rotated(query, rotation), _rotated(key, rotation), value
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """(B, L, heads * head_dim). A mask says all there is to say; without one `causal` decides."""
+    mixed = functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=causal and mask is None,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return mixed.transpose(1, 2).flatten(2)
 
 
 def _padded(rows: Sequence[Tensor]) -> Sequences:
@@ -353,9 +393,6 @@ def empty(sizes: Sizes, dtype: torch.dtype) -> OpenVLAModel:
     with torch.device("meta"):
         model = OpenVLAModel(sizes)
     for module in model.modules():
-        if isinstance(module, LlamaRotaryEmbedding):
-            made = LlamaRotaryEmbedding(module.config)
-            module.inv_freq, module.original_inv_freq = made.inv_freq, made.original_inv_freq
         if isinstance(module, SiglipVisionEmbeddings):
             module.position_ids = nn.Buffer(torch.arange(module.num_positions)[None], persistent=False)
     return in_dtype(model, dtype)

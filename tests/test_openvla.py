@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,8 +84,8 @@ PROMPTS = [[1, 44, 310, 7, 9, 250], [1, 30, 31, 7, 8, 9]]
 UNEVEN = [PROMPTS[0], [*PROMPTS[1], 77, 78, 79]]
 
 
-def llama_of(model) -> LlamaForCausalLM:
-    """transformers' own model, eager attention, with the same weights."""
+def llama_of(model, attention="eager") -> LlamaForCausalLM:
+    """transformers' own model with the same weights."""
     sizes = model.sizes.llm
     config = LlamaConfig(
         vocab_size=sizes.vocab_size,
@@ -93,7 +94,8 @@ def llama_of(model) -> LlamaForCausalLM:
         num_attention_heads=sizes.num_attention_heads,
         num_key_value_heads=sizes.num_key_value_heads,
         intermediate_size=sizes.intermediate_size,
-        attn_implementation="eager",
+        rope_parameters={"rope_type": "default", "rope_theta": sizes.rope_theta},
+        attn_implementation=attention,
     )
     llama = LlamaForCausalLM(config).eval()
     llama.load_state_dict(model.language_model.state_dict())
@@ -209,6 +211,47 @@ def test_greedy_decoding_with_memory_equals_a_full_pass_for_every_token(prompts)
                 grown.append(int(logits[0, -1].argmax()))
             assert ids[row].tolist() == grown[len(prompt) :]
     assert len(set(ids.flatten().tolist())) > 3, "the answers should depend on the sequence"
+
+
+GROUPED = replace(SMALL, llm=replace(SMALL.llm, num_key_value_heads=2, rope_theta=500.0))
+
+
+@pytest.mark.filterwarnings("error::FutureWarning", "error::DeprecationWarning")
+@pytest.mark.parametrize("use_cache", [True, False], ids=["cached", "uncached"])
+@pytest.mark.parametrize("sizes", [SMALL, GROUPED], ids=["as many keys", "grouped"])
+def test_a_left_padded_batch_is_decoded_as_by_transformers_generate(sizes, use_cache):
+    model = model_of(sizes)
+    llama = llama_of(model)
+    with torch.no_grad():
+        sequences = model.sequences(model.look(pictures_of(model)), UNEVEN)
+        first, memory = model.prefill(sequences, 7)
+        ids = model.decode(first, memory, 7)
+        read = model.language_model.lm_head(model.read(sequences))
+        whole = llama(
+            inputs_embeds=sequences.embeddings,
+            attention_mask=sequences.valid.long(),
+            position_ids=(sequences.valid.cumsum(1) - 1).clamp(min=0),
+            use_cache=use_cache,
+        )
+        torch.testing.assert_close(read[sequences.valid], whole.logits[sequences.valid], **CLOSE)
+        made = llama.generate(
+            inputs_embeds=sequences.embeddings,
+            attention_mask=sequences.valid.long(),
+            use_cache=use_cache,
+            max_new_tokens=7,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+    assert ids.tolist() == made.tolist()
+
+
+def test_states_are_those_of_transformers_with_the_same_kernels_to_the_bit():
+    model = model_of()
+    llama = llama_of(model, "sdpa")
+    with torch.no_grad():
+        sequences = model.sequences(model.look(pictures_of(model)), PROMPTS)
+        assert torch.equal(model.read(sequences), llama.model(inputs_embeds=sequences.embeddings).last_hidden_state)
 
 
 def test_a_memory_used_before_gives_the_same_answer_again():
@@ -563,7 +606,7 @@ def test_a_model_made_for_loading_has_float32_rotations_and_nothing_but_paramete
     model = net.empty(SMALL, torch.bfloat16)
     buffers = dict(model.named_buffers())
     assert not any(buffer.is_meta for buffer in buffers.values())
-    assert buffers["language_model.model.rotary_emb.inv_freq"].dtype == torch.float32
+    assert buffers["frequencies"].dtype == torch.float32
     assert all(parameter.is_meta and parameter.dtype == torch.bfloat16 for parameter in model.parameters())
 
 
