@@ -14,7 +14,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -66,7 +66,7 @@ class Work:
 
     def _wandering(self, count: int) -> np.ndarray:
         """(count, 7) relative actions that drift downwards, so that the arm meets the table."""
-        actions = self.actions.uniform(-1, 1, (count, 7)) + np.array([0, 0, -0.1, 0, 0, 0, 0])
+        actions: np.ndarray = self.actions.uniform(-1, 1, (count, 7)) + np.array([0, 0, -0.1, 0, 0, 0, 0])
         actions[:, 6] = np.sign(actions[:, 6])
         return actions
 
@@ -94,10 +94,10 @@ def measure(work: Work, blocks: int) -> Mapping[str, tuple[float, float]]:
     }
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, default=15)
-    costs = measure(Work(), parser.parse_args().blocks)
+    costs = measure(Work(), parser.parse_args(argv).blocks)
     print(f"{'':36}{'wall ms':>10}{'CPU ms':>10}{'per CPU s':>12}")
     for name, (wall, cpu) in costs.items():
         print(f"{name:36}{1000 * wall:10.3f}{1000 * cpu:10.3f}{1 / cpu:12.0f}")

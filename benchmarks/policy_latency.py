@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -40,17 +41,16 @@ def timed(actor: Actor, seen: Observation) -> tuple[float, dict[str, float]]:
     started = time.perf_counter()
     actions = actor.act(seen)
     actor.note(len(actions))
-    return 1e3 * (time.perf_counter() - started), actor.inferences[-1].stages | {
-        "policy": actor.inferences[-1].latency_ms
-    }
+    total, inference = 1e3 * (time.perf_counter() - started), actor.inferences[-1]
+    return total, {**inference.stages, "policy": inference.latency_ms}
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--calls", type=int, default=60)
     parser.add_argument("--suite", default="libero_10")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     suite, rng = make_suite(options.suite), np.random.default_rng(0)
     actors: dict[str, Actor] = {}

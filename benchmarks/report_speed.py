@@ -17,9 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from vla_bench import store
 from vla_bench.store import RunInfo
@@ -76,9 +78,7 @@ def _row(suite: str, task: str, trial: int, logit: float, rng: np.random.Generat
     )
 
 
-def _inferences(rows: list[EpisodeResult], rng: np.random.Generator) -> object:
-    import pandas as pd
-
+def _inferences(rows: list[EpisodeResult], rng: np.random.Generator) -> pd.DataFrame:
     judged = [row for row in rows if row.success is not None]
     counts = [row.inferences for row in judged]
     total = sum(counts)
@@ -121,8 +121,13 @@ def synthetic_results(folder: Path, policies: int, suites: int, episodes: int, t
     """All run directories, one per policy and suite; policy 0 is the weakest."""
     return [
         synthetic_run(
-            *(folder / f"p{p}_{suite}", f"policy_{p}", suite),
-            **{"skill": 0.4 * p - 0.5, "episodes": episodes, "tasks": tasks, "seed": 100 * p + s},
+            folder / f"p{p}_{suite}",
+            f"policy_{p}",
+            suite,
+            skill=0.4 * p - 0.5,
+            episodes=episodes,
+            tasks=tasks,
+            seed=100 * p + s,
         )
         for s, suite in enumerate(SUITES[:suites])
         for p in range(policies)
@@ -140,12 +145,12 @@ def measured(arguments: list[str], log: Path) -> tuple[float, float]:
     return time.perf_counter() - started, usage.ru_maxrss / 1024
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in (("policies", 8), ("suites", 5), ("episodes", 500), ("repeats", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--keep", help="write the runs here and leave them")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(options.keep or temporary)
         runs = synthetic_results(folder / "results", options.policies, options.suites, options.episodes)

@@ -294,7 +294,7 @@ def outside_ms(log: Path) -> float:
     return 1e3 * float(cpu / calls)
 
 
-def short(name: str, log: str) -> Suite:
+def short(name: str, log: str, steps: int) -> Suite:
     """Task 0 alone in short, metered episodes: a suite by import path, so that the pool's workers find it."""
     del name
     suite = make_suite(SUITE)
@@ -302,15 +302,15 @@ def short(name: str, log: str) -> Suite:
     def make_env(task: Task, cameras: Sequence[str]) -> Env:
         return Metered(suite.make_env(task, cameras), Path(log))
 
-    return replace(suite, tasks=(replace(suite.tasks[0], max_steps=EPISODE_STEPS),), make_env=make_env)
+    return replace(suite, tasks=(replace(suite.tasks[0], max_steps=steps),), make_env=make_env)
 
 
 class Serial:
     """What `vla-bench run --workers 1` does: simulator, engine, policy and store in this process."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, steps: int = EPISODE_STEPS) -> None:
         self.log = folder / "log"
-        suite = short(SUITE, str(self.log))
+        suite = short(SUITE, str(self.log), steps)
         self.policy = Watching(suite)
         self._stage = Stage(suite, CAMERAS, Actor(LocalPolicy(self.policy), RecedingHorizon()))
         self._store = open_store(folder / "run")
@@ -330,15 +330,16 @@ class Serial:
 class Pooled:
     """What `vla-bench run --workers 2` does, with pauses: workers wait for an answer while nobody asks for rollouts."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, steps: int = EPISODE_STEPS) -> None:
         self.log = folder / "log"
-        suite = short(SUITE, str(self.log))
+        suite = short(SUITE, str(self.log), steps)
         self.policy = Watching(suite)
         setups = [
             WorkerSetup(
                 suite="step_rate:short",
-                suite_args=(f"log={self.log}",),
+                suite_args=(f"log={self.log}", f"steps={steps}"),
                 cameras=suite.cameras,
+                history=self.policy.spec.history,
                 chunking=RecedingHorizon(),
                 filming=Filming(),
                 slot=slot,

@@ -3,7 +3,7 @@
 One matrix per patch learns slowly from nothing: Xiao et al. 2021 (arXiv:2106.14881, "Early Convolutions Help
 Transformers See Better") put strided 3x3 convolutions in its place and keep the number of tokens. Theirs are
 normalised, and so are these; without that, and without the residual block behind them, a tiny transformer errs by two
-thirds more in telling where a cube is (benchmarks/find_the_cube.py). The released models have the matrix; the tiny
+thirds more in telling where a cube is (scripts/find_the_cube.py). The released models have the matrix; the tiny
 ones, which start from random weights and see few pictures, have this.
 """
 

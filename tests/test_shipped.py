@@ -24,7 +24,7 @@ from vla_bench.registry import POLICIES, SUITES, make_policy, make_suite
 from vla_bench.shipped import Shipped, all_shipped
 
 MOST_BYTES = 8e6
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "train_shipped.py"
+SCRIPT = Path(__file__).parents[1] / "scripts" / "train_shipped.py"
 every = pytest.mark.parametrize("one", all_shipped(), ids=[one.name for one in all_shipped()])
 default = pytest.mark.parametrize("one", [one for one in all_shipped() if one.default], ids=lambda one: one.name)
 

@@ -1,6 +1,6 @@
 """The trained checkpoints that come with vla-bench: what a policy plays a suite with when no checkpoint is given.
 
-`assets/shipped/manifest.json` names them and pins their SHA-256; `benchmarks/train_shipped.py` made both.
+`assets/shipped/manifest.json` names them and pins their SHA-256; `scripts/train_shipped.py` made both.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     vla-bench collect --suite tiny --suite-args split=train --task lift_the_cube --seed 3000 --noise 0.3 \
         --episodes 120 --out cube
-    python benchmarks/find_the_cube.py cube
+    python scripts/find_the_cube.py cube
 
 Learns from crops of 60 of 64 pixels where the cube lies beside the hand, and prints the error on every tenth episode.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,7 +61,7 @@ def plain_convolutions() -> nn.Module:
     return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Conv2d(WIDTH // 2, WIDTH, 3, 3))
 
 
-STEMS = {
+STEMS: dict[str, Callable[[], nn.Module]] = {
     "a matrix per patch": lambda: nn.Conv2d(3, WIDTH, PATCH, PATCH),
     "strided convolutions": plain_convolutions,
     "the residual stem": lambda: ResidualStem(WIDTH, PATCH),
@@ -99,21 +99,22 @@ def learn(finder: Finder, data: Data, steps: int) -> Tensor:
         pictures = [cut(view[rows], draws.integers(0, 5, (BATCH, 2))) for view in data.views]
         loss = F.smooth_l1_loss(finder(pictures), data.offsets_cm[rows])
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(finder.parameters(), 1.0)
         optimiser.step()
         schedule.step()
     with torch.inference_mode():
         middle = np.full((len(held), 2), 2)
         answers = finder([cut(view[held], middle) for view in data.views])
-    return (answers - data.offsets_cm[held]).abs()
+    errors: Tensor = (answers - data.offsets_cm[held]).abs()
+    return errors
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="+", type=Path, help="folders of vla-bench collect, HDF5 included")
     parser.add_argument("--steps", type=int, default=500)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     torch.set_num_threads(1)
     data = read(options.data)
     spread = data.offsets_cm.std(0).tolist()

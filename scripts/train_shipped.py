@@ -1,6 +1,6 @@
 """Make the checkpoints that come with vla-bench again: collect, train, put in place. Resumes where it was stopped.
 
-    python benchmarks/train_shipped.py --work WORK [NAME ...] [--threads 1] [--workers 2]
+    python scripts/train_shipped.py --work WORK [NAME ...] [--threads 1] [--workers 2]
 
 Demonstrations and trainings stay in WORK. The finished checkpoints go to vla_bench/assets/shipped, with one line each
 in its manifest. On the same machine with the same number of threads they come out bit for bit the same.
