@@ -166,7 +166,8 @@ def test_a_pair_without_a_verdict_does_not_count_and_exits_4(tmp_path: Path) -> 
     settings = {"policy_args_b": SLOW, "suite_args": (f"break_marker={marker}",)}
     result = duel(config(tmp_path / "d", **settings))
     assert (result.score.unjudged, exit_code(result)) == (1, 4)
-    assert "1 pair without a verdict did not count" in everything_said(result)
+    said = "1 pair without a verdict did not count: RuntimeError: the toy fell off the table; traceback in"
+    assert f"{said} {tmp_path / 'd' / 'a' / 'errors.log'}; the same command tries again." in everything_said(result)
     again = duel(config(tmp_path / "d", **settings))
     assert (again.score.unjudged, exit_code(again)) == (0, 0)
 

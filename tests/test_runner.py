@@ -366,8 +366,20 @@ def test_broken_episodes_make_the_command_exit_4(tmp_path: Path) -> None:
         "--episodes", "2", "--task", "0", "--out", str(tmp_path / "run"),
     )  # fmt: skip
     assert done.returncode == 4
-    assert "1 episode could not be judged" in done.stderr
+    cause = f"RuntimeError: the toy fell off the table; traceback in {tmp_path / 'run' / 'errors.log'}"
+    assert f"1 episode could not be judged: {cause}; the same command tries again." in done.stderr
     assert "1/1" in done.stdout
+    assert f"  {cause}.\n" in command("show", str(tmp_path / "run")).stdout
+
+
+def test_an_environment_that_cannot_be_closed_is_told_and_costs_no_verdict(tmp_path: Path) -> None:
+    done = command(
+        "run", "--policy", "fakes:Walker", "--suite", "fakes:suite", "--suite-args", "break_with=close",
+        "--episodes", "1", "--out", str(tmp_path / "run"),
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert "vla-bench: the environment of east raised in close: RuntimeError: the lid is stuck\n" in done.stderr
+    assert "2 of 2 episodes are stored" in done.stderr
 
 
 def test_a_script_without_a_main_guard_can_use_workers(tmp_path: Path) -> None:

@@ -167,6 +167,14 @@ def summary(path: Path) -> RunSummary:
     return tables.load_summary(saved(path, mixed()))
 
 
+def test_the_cause_is_the_first_error_in_one_short_line_with_how_many_it_hit() -> None:
+    assert tables.cause([]) == ""
+    assert tables.cause([("KeyError", "it\x1b[2J fell.")]) == "KeyError: it [2J fell"
+    assert tables.cause([("A", "x 1"), ("B", "y"), ("A", "x 2")]) == "A: x 1 (2 of 3)"
+    assert tables.cause([("", "")]) == "no error was noted"
+    assert len(tables.cause([("A", "x" * 10_000)])) == tables.LONGEST_CAUSE
+
+
 def test_the_text_says_all_there_is_to_say(tmp_path: Path) -> None:
     text = render_text(summary(tmp_path))
     assert "zero on tiny, protocol abc" in text

@@ -281,8 +281,8 @@ def _ending(outcome: Outcome) -> int:
     if outcome.broken:
         plural = "episode" if outcome.broken == 1 else "episodes"
         print(
-            f"vla-bench: {outcome.broken} {plural} could not be judged (errors in {outcome.path / 'errors.log'}); "
-            "the same command tries again.",
+            f"vla-bench: {outcome.broken} {plural} could not be judged: {outcome.cause}; "
+            f"traceback in {outcome.path / 'errors.log'}; the same command tries again.",
             file=sys.stderr,
         )
         return EXIT_BROKEN

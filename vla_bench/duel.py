@@ -28,7 +28,8 @@ from vla_bench.rollout import Rollout
 from vla_bench.runner import MAX_BROKEN_IN_A_ROW, Job, keep, play, prepare, record_seconds
 from vla_bench.stats import Interval
 from vla_bench.stats_anytime import confidence_sequence, paired_confidence_sequence, paired_e_value
-from vla_bench.store import RunStore
+from vla_bench.store import ERRORS, RunStore
+from vla_bench.tables import cause
 from vla_bench.types import Episode, EpisodeResult
 
 
@@ -187,6 +188,8 @@ class Duel:
     interrupted: bool = False
     failure: str = ""
     """What stopped the duel, when that was a policy or a simulator."""
+    cause: str = ""
+    """The first error that left an episode without a verdict, and where its traceback is."""
     notes: tuple[str, ...] = ()
 
 
@@ -215,6 +218,7 @@ def duel(config: DuelConfig, watch: Watch = lambda score, pairs: None) -> Duel:
         played=len(store_a.rows(order)) + len(store_b.rows(order)),
         interrupted=fight.interrupted,
         failure=fight.failure,
+        cause=_cause(corners),
         notes=(*store_a.notes, *store_b.notes),
     )
 
@@ -350,8 +354,16 @@ def _hopeless(corner: _Corner) -> str:
     name = policy_title(corner.job.info.identity)
     return (
         f"{corner.broken_in_a_row} episodes of {name} in a row could not be judged, the last for "
-        f"{last.error}: {last.message}."
+        f"{cause([(last.error, last.message)])}."
     )
+
+
+def _cause(corners: Sequence[_Corner]) -> str:
+    """What broke first, of A before B, and where its traceback is; empty when nothing did."""
+    for corner in corners:
+        if broken := [(row.error, row.message) for row in corner.rows.values() if row.success is None]:
+            return f"{cause(broken)}; traceback in {corner.store.path / ERRORS}"
+    return ""
 
 
 def _verdict(score: Score) -> Verdict:
@@ -406,7 +418,7 @@ def render_text(result: Duel) -> str:
         if score.pairs
         else [f"A  {result.policy_a}", f"B  {result.policy_b}"],
         [_spent(result), *_whereabouts(result)],
-        [*_unjudged(score), _sentence(result)],
+        [*_unjudged(result), _sentence(result)],
     ]
     return "\n\n".join("\n".join(section) for section in sections)
 
@@ -429,10 +441,11 @@ def _whereabouts(result: Duel) -> list[str]:
     return [f"vla-bench compare {result.path / 'a'} {result.path / 'b'} lists the episodes.{early}"]
 
 
-def _unjudged(score: Score) -> list[str]:
-    if not score.unjudged:
+def _unjudged(result: Duel) -> list[str]:
+    if not result.score.unjudged:
         return []
-    return [f"{counted(score.unjudged, 'pair')} without a verdict did not count; the same command tries again."]
+    pairs = f"{counted(result.score.unjudged, 'pair')} without a verdict did not count"
+    return [f"{pairs}: {result.cause}; the same command tries again."]
 
 
 def _sentence(result: Duel) -> str:

@@ -17,7 +17,7 @@ from vla_bench.config import ALIASES, list_arguments, parse_arguments
 from vla_bench.errors import MissingPackage, UsageError, unknown_name
 from vla_bench.provenance import content_hash
 from vla_bench.shipped import find_shipped, insist_on_sha256
-from vla_bench.types import Policy, PolicySpec, Suite
+from vla_bench.types import Env, Policy, PolicySpec, Privileged, Suite
 
 SUITES: Mapping[str, str] = {
     "libero_spatial": "vla_bench.envs.libero:suite",
@@ -86,10 +86,18 @@ def sketch_policy(name: str) -> Sketch:
 def make_suite(name: str, given: Sequence[str] = ()) -> Suite:
     """The suite of that name, alias or import path, with name=value arguments. Raises UsageError."""
     name, factory = ALIASES.get(name, name), find_suite(name)
-    suite: Suite = _checked(
-        factory(name, **parse_arguments(factory, given, "--suite-args", _ENGINE_FILLS)), Suite, name
-    )
-    return suite
+    arguments = parse_arguments(factory, given, "--suite-args", _ENGINE_FILLS)
+    try:
+        made = factory(name, **arguments)
+    except UsageError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"The suite {name!r} could not be made: {_where(error)}") from error
+    if not isinstance(made, Suite):
+        raise UsageError(
+            f"The suite {name!r} should be a vla_bench.types.Suite, got {_kind(made)}: let that function return one."
+        )
+    return made
 
 
 def find_suite(name: str) -> Callable[..., Suite]:
@@ -132,10 +140,61 @@ def make_policy(name: str, suite: Suite, checkpoint: str | None = None, given: S
         raise
     except (Exception, SystemExit) as error:
         raise UsageError(f"The policy {name!r} could not be made: {_where(error)}") from error
-    spec = _checked(getattr(policy, "spec", None), PolicySpec, f"{name}.spec")
+    insist_on_policy(policy, name)
     if shipped:
-        insist_on_sha256(shipped, spec.checkpoint)
+        insist_on_sha256(shipped, policy.spec.checkpoint)
     return policy
+
+
+def insist_on_policy(policy: Any, name: str) -> None:
+    """Raises UsageError with all that the engine will ask of that policy in vain."""
+    spec = getattr(policy, "spec", None)
+    if not isinstance(spec, PolicySpec):
+        raise UsageError(f"The spec of the policy {name!r} should be a vla_bench.types.PolicySpec, got {_kind(spec)}.")
+    faults = faults_of(policy, Policy) + (faults_of(policy, Privileged) if spec.privileged else [])
+    if faults:
+        privileged = ", and of a privileged one Privileged," if spec.privileged else ""
+        raise UsageError(
+            f"The policy {name!r} ({_kind(policy)}) cannot be asked: {', '.join(faults)}; vla_bench.types.Policy"
+            f"{privileged} says what they should be."
+        )
+
+
+def insist_on_env(env: Any, suite: str) -> None:
+    """Raises UsageError with all that the engine will ask of that environment in vain."""
+    if faults := faults_of(env, Env):
+        raise UsageError(
+            f"The environment of the suite {suite!r} ({_kind(env)}) cannot be played: {', '.join(faults)}; "
+            "vla_bench.types.Env says what they should be."
+        )
+
+
+def faults_of(thing: object, role: type) -> list[str]:
+    """What is wrong with the methods of a thing in that role: `film is missing`, `reset takes other arguments`."""
+    if isinstance(thing, type):
+        return ["it is a class, not an instance"]
+    methods = {name: m for name, m in vars(role).items() if inspect.isfunction(m) and not name.startswith("_")}
+    found = [(name, _fault(getattr(thing, name, None), method)) for name, method in methods.items()]
+    return [f"{name} {fault}" for name, fault in found if fault]
+
+
+def _fault(method: object, model: Callable[..., Any]) -> str:
+    """Why it cannot be called as the model, a function of a class, is; empty when it can."""
+    if method is None:
+        return "is missing"
+    if not callable(method):
+        return f"is no method but {_kind(method)}"
+    try:
+        inspect.signature(method).bind(*list(inspect.signature(model).parameters)[1:])
+    except TypeError:
+        return f"should take {inspect.signature(model)}".replace("(self, ", "(").replace("(self)", "no argument")
+    except ValueError:  # some of C's tell no signature
+        pass
+    return ""
+
+
+def _kind(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 def _where(error: BaseException) -> str:
@@ -201,9 +260,3 @@ def _import_problem(kind: str, path: str, module_name: str, error: ModuleNotFoun
     if module_name == missing or module_name.startswith(missing + "."):
         return UsageError(f"The {kind} {path!r} was not found: there is no module {missing!r} here or on PYTHONPATH.")
     return UsageError(f"The {kind} {path!r} imports {missing!r}, which is not installed.")
-
-
-def _checked(value: Any, expected: type[Any], what: str) -> Any:
-    if not isinstance(value, expected):
-        raise UsageError(f"{what} should be a {expected.__name__}, got {type(value).__name__}.")
-    return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import logging
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from vla_bench.chunking import Chunking, Past
 from vla_bench.errors import PolicyFailure, UsageError
 from vla_bench.grounding import score
 from vla_bench.overlay import overlaid
+from vla_bench.registry import insist_on_env
 from vla_bench.types import (
     Attention,
     Env,
@@ -34,6 +36,8 @@ from vla_bench.types import (
     Transition,
 )
 from vla_bench.video import EVERY, FOLDER, Caption, chunk_starts, stem, write_film
+
+_LOG = logging.getLogger("vla_bench")
 
 
 class Answer(NamedTuple):
@@ -347,7 +351,9 @@ class Stage:
     def _scene(self, task: str) -> Env:
         if self._env is None or self._task != task:
             self.close()
-            self._env = self._suite.make_env(self._suite.task(task), self._cameras)
+            env = self._suite.make_env(self._suite.task(task), self._cameras)
+            insist_on_env(env, self._suite.name)
+            self._env = env
             if self._history > 1:
                 self._env.look_back(self._history)
             filmed = 0 if self._filming.mode == "none" else EVERY
@@ -358,10 +364,17 @@ class Stage:
         return self._env
 
     def close(self) -> None:
-        if self._env is not None:
-            self._env.close()
-            self._env = None
-            gc.collect()  # simulators hold cycles; the next scene must not come on top of this one
+        """Let go of the scene. That it cannot be closed is told and takes no verdict back."""
+        env, self._env = self._env, None
+        if env is None:
+            return
+        try:
+            env.close()
+        except Exception as error:
+            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            _LOG.warning("vla-bench: the environment of %s raised in close: %s", self._task, said)
+        del env
+        gc.collect()  # simulators hold cycles; the next scene must not come on top of this one
 
 
 def attach(policy: Policy) -> Callable[[Env], None] | None:

@@ -20,6 +20,7 @@ from vla_bench.registry import make_policy, make_suite, source_hash
 from vla_bench.rollout import Actor, Filming, Keeper, Rollout, Stage, attach
 from vla_bench.shipped import note_on
 from vla_bench.store import RunInfo, RunStore, record_actions
+from vla_bench.tables import cause
 from vla_bench.types import Episode, EpisodeResult, Policy, Suite, Task
 
 MAX_ATTEMPTS = 3  # an episode that breaks simulator or harness three times stays unjudged
@@ -55,6 +56,8 @@ class Outcome:
     interrupted: bool
     failure: str = ""
     """What the policy did wrong, when that stopped the run."""
+    cause: str = ""
+    """The first error that left an episode without a verdict."""
     notes: tuple[str, ...] = ()
 
 
@@ -176,8 +179,11 @@ def run(config: RunConfig, watcher: Watcher | None = None, keeper: Keeper | None
         watcher.start(store.path, len(job.episodes), store.rows(job.episodes), notes)
         ending = _consume(play(job, todo), config, store, watcher)
     rows = store.rows(job.episodes)
-    judged = sum(row.success is not None for row in rows)
-    return Outcome(store.path, len(job.episodes), judged, len(rows) - judged, *ending, notes=tuple(store.notes))
+    broken = [(row.error, row.message) for row in rows if row.success is None]
+    judged = len(rows) - len(broken)
+    return Outcome(
+        store.path, len(job.episodes), judged, len(broken), *ending, cause=cause(broken), notes=tuple(store.notes)
+    )
 
 
 def _not_again(job: Job, todo: Sequence[Episode]) -> list[str]:
@@ -212,7 +218,7 @@ def _consume(rollouts: Generator[Rollout], config: RunConfig, store: RunStore, w
             watcher.row(rollout.result)
             in_a_row = in_a_row + 1 if rollout.result.success is None else 0
             if in_a_row == MAX_BROKEN_IN_A_ROW:
-                last = f"{rollout.result.error}: {rollout.result.message}"
+                last = cause([(rollout.result.error, rollout.result.message)])
                 return _Ending(failure=f"{in_a_row} episodes in a row could not be judged, the last for {last}.")
     except KeyboardInterrupt:
         return _Ending(interrupted=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PERCENTILES = (50, 95, 99)
 TERMINAL_WIDTH = 100
+LONGEST_CAUSE = 300  # characters of an error message on the screen; errors.log has it whole
 HEADER = ("task", "successes", "rate", "95 % interval", "mean steps", "broken")
 
 
@@ -103,6 +104,8 @@ class RunSummary:
     """How many instructions were done in a row; None for suites of single instructions."""
     grounding: tuple[GroundingRow, ...] = ()
     """Whether the policy looked at what it was to manipulate; empty when it did not tell its attention."""
+    cause: str = ""
+    """The first error that left an episode without a verdict, and where its traceback is."""
 
     def _repr_markdown_(self) -> str:
         """What Jupyter shows."""
@@ -148,7 +151,9 @@ def stopping_notes(infos: Iterable[RunInfo]) -> list[str]:
 
 def load_summary(path: str | Path) -> RunSummary:
     """The summary of the run in that directory. Raises UsageError."""
-    return summary_of(store.read_info(path), load(path), store.read_inferences(path))
+    summary = summary_of(store.read_info(path), load(path), store.read_inferences(path))
+    traces = Path(path) / store.ERRORS
+    return replace(summary, cause=f"{summary.cause}; traceback in {traces}") if summary.cause else summary
 
 
 def summary_of(info: RunInfo, episodes: pd.DataFrame, inferences: pd.DataFrame) -> RunSummary:
@@ -166,7 +171,25 @@ def summary_of(info: RunInfo, episodes: pd.DataFrame, inferences: pd.DataFrame) 
         wall=wall_split(episodes),
         chains=chain_summary(episodes),
         grounding=grounding(inferences, episodes),
+        cause=_cause_in(episodes),
     )
+
+
+def cause(errors: Sequence[tuple[str, str]]) -> str:
+    """`RuntimeError: it fell (2 of 3)`: the first of the (class, message) of broken episodes, and how many it hit."""
+    if not errors:
+        return ""
+    name, message = errors[0]
+    said = f"{name}: {message}".strip(" .:") or "no error was noted"
+    said = "".join(letter if letter.isprintable() else " " for letter in said)
+    short = said if len(said) <= LONGEST_CAUSE else said[: LONGEST_CAUSE - 1] + "…"
+    hit = [error for error, _ in errors].count(name)
+    return f"{short} ({hit} of {len(errors)})" if len(errors) > 1 else short
+
+
+def _cause_in(episodes: pd.DataFrame) -> str:
+    broken = episodes[episodes["success"].isna()]
+    return cause([*zip(broken["error"].map(str), broken["message"].map(str), strict=True)])
 
 
 def grounding(inferences: pd.DataFrame, episodes: pd.DataFrame) -> tuple[GroundingRow, ...]:
@@ -276,7 +299,7 @@ def _table(summary: RunSummary) -> list[str]:
     if not summary.overall.episodes + summary.overall.broken:
         return ["No episode has finished yet."]
     if summary.chains:
-        return _chain_lines(summary.chains, summary.overall.broken)
+        return _chain_lines(summary.chains, summary.overall.broken, summary.cause)
     cells = [HEADER[1:], *(_cells(row) for row in (*summary.tasks, summary.overall))]
     room = TERMINAL_WIDTH - sum(width + len(" | ") for width in _widths(cells))
     names = [HEADER[0], *shorten([row.task for row in summary.tasks], room), "overall"]
@@ -284,9 +307,9 @@ def _table(summary: RunSummary) -> list[str]:
     return [header, rule, *lines, rule, total, *_broken_lines(summary)]
 
 
-def _chain_lines(chains: ChainSummary, broken: int) -> list[str]:
+def _chain_lines(chains: ChainSummary, broken: int, cause: str) -> list[str]:
     in_a_row, each = _chain_tables(chains)
-    lines = [*aligned(in_a_row), *([broken_sentence(chains, broken)] if broken else [])]
+    lines = [*aligned(in_a_row), *([broken_sentence(chains, broken), f"  {cause}."] if broken else [])]
     return [*lines, "", *aligned(each)] if len(each) > 1 else lines
 
 
@@ -330,7 +353,8 @@ def _broken_lines(summary: RunSummary) -> list[str]:
     if not (broken := summary.overall.broken):
         return []
     worst, best = (f"{100 * rate:.1f} %" for rate in summary.bounds)
-    return [f"{broken} broken, so without a verdict: the rate is {worst} if all of them fail, {best} if all succeed."]
+    said = f"{broken} broken, so without a verdict: the rate is {worst} if all of them fail, {best} if all succeed."
+    return [said, f"  {summary.cause}."]
 
 
 def _grounding_lines(rows: Sequence[GroundingRow]) -> list[str]:
