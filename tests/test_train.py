@@ -74,7 +74,7 @@ def demonstration(task: str, trial: int, steps: int) -> Demonstration:
         states=np.cumsum(rng.normal(size=(steps, 8)), axis=0).astype(np.float32),
         joints=np.zeros((steps, 7)),
         physics=np.zeros((steps, 3)),
-        instructions=tuple(f"go {task} {'at once' if step else 'now'}" for step in range(steps)),
+        instructions=(f"go {task}",) * steps,
         attended=("ball",) * steps,
         views={camera.name: view(rng, steps, camera.name) for camera in CAMERAS},
     )
@@ -171,6 +171,32 @@ def test_a_moment_has_its_past_and_its_future(data: TrainingData) -> None:
     assert row == len(moments) == data.frames
 
 
+@pytest.mark.parametrize("which", [HDF5, LEROBOT])
+def test_a_window_ends_where_the_instruction_does(which: str, tmp_path: Path) -> None:
+    """Four steps of one instruction, three of a second, one of a third; two steps back, four ahead of the oldest."""
+    chain = replace(demonstration("east", 1, 8), instructions=(*["open"] * 4, *["lift"] * 3, "push"))
+    data = read_training_data([write(tmp_path, [chain], which)])
+    moments, _ = data.split(0.0)
+    samples = moments.samples(np.arange(8), 3, 6)
+    past = [[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 2, 3], [4, 4, 4], [4, 4, 5], [4, 5, 6], [7, 7, 7]]
+    future = [
+        [0, 0, 0, 1, 2, 3],
+        [0, 0, 1, 2, 3, 3],
+        [0, 1, 2, 3, 3, 3],
+        [1, 2, 3, 3, 3, 3],
+        [4, 4, 4, 5, 6, 6],
+        [4, 4, 5, 6, 6, 6],
+        [4, 5, 6, 6, 6, 6],
+        [7, 7, 7, 7, 7, 7],
+    ]
+    ahead = [6, 5, 4, 3, 5, 4, 3, 3]
+    np.testing.assert_array_equal(samples.state, chain.states[past])
+    np.testing.assert_array_equal(samples.images["wrist"], chain.views["wrist"].images()[past])
+    np.testing.assert_array_equal(samples.actions, chain.intended[future])
+    np.testing.assert_array_equal(samples.valid, np.arange(6) < np.array(ahead)[:, None])
+    assert tuple(samples.instructions) == chain.instructions
+
+
 def test_some_episodes_of_every_task_are_held_out(data: TrainingData) -> None:
     learnt, held = data.split(0.25)
     assert {one.episode.task for one in held.trajectories} == {"east", "west"}
@@ -211,6 +237,17 @@ def test_missing_and_doubled_data_are_one_sentence(folder: str, tmp_path: Path) 
         read_training_data([str(tmp_path)])
     with pytest.raises(UsageError, match="8 episodes are there twice"):
         read_training_data([folder, folder])
+
+
+@pytest.mark.parametrize("what", ["states", "intended", "views"])
+def test_the_same_episode_under_other_arguments_of_the_suite_is_another_demonstration(
+    what: str, folder: str, tmp_path: Path
+) -> None:
+    other = demonstration("east", 77, len(DEMOS[0]))
+    demo = replace(DEMOS[0], **{what: getattr(other, what)})
+    data = read_training_data([folder, write(tmp_path, [demo], HDF5)])
+    assert len(data.trajectories) == len(DEMOS) + 1
+    assert data.trajectories[-1].episode == data.trajectories[0].episode
 
 
 def test_pictures_of_other_sizes_do_not_mix(folder: str, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ class Samples(NamedTuple):
     actions: Float32
     """(B, H, A), the first of them the action of the oldest step of the history."""
     valid: NDArray[np.bool_]
-    """(B, H): False where the episode had ended and its last action is repeated."""
+    """(B, H): False where the episode or its instruction had ended and the last action is repeated."""
     gaze: Float32
     """(B, 4): x0, y0, x1, y1 of the gaze region in the first camera, as shares of its sides."""
 

@@ -6,8 +6,11 @@ pixels 0.7 GB. Both formats give the same arrays, and the same sha256.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -54,6 +57,24 @@ class Trajectory:
     def __len__(self) -> int:
         return len(self.actions)
 
+    def instruction_of(self, step: int) -> tuple[int, int]:
+        """The first step of the instruction that is followed at that step, and the one after its last."""
+        first = bisect.bisect_right(self._beginnings, step) - 1
+        return self._beginnings[first], [*self._beginnings, len(self)][first + 1]
+
+    @cached_property
+    def _beginnings(self) -> tuple[int, ...]:
+        pairs = enumerate(itertools.pairwise(self.instructions), 1)
+        return (0, *(step for step, (before, now) in pairs if before != now))
+
+    def content(self) -> Iterator[bytes]:
+        """Everything that is learnt from."""
+        yield json.dumps([asdict(self.episode), self.instructions]).encode()
+        yield self.states.tobytes()
+        yield self.actions.tobytes()
+        for view in (self.boxes, self.images):
+            yield from (view[name].tobytes() for name in sorted(view))
+
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -75,11 +96,8 @@ class TrainingData:
     def sha256(self) -> str:
         """Of everything that is learnt from, whatever the format of the files."""
         digest = hashlib.sha256()
-        for one in self.trajectories:
-            digest.update(json.dumps([asdict(one.episode), one.instructions]).encode())
-            seen = [view[name].tobytes() for view in (one.boxes, one.images) for name in sorted(view)]
-            for part in (one.states.tobytes(), one.actions.tobytes(), *seen):
-                digest.update(part)
+        for part in itertools.chain.from_iterable(one.content() for one in self.trajectories):
+            digest.update(part)
         return digest.hexdigest()
 
     def split(self, share: float) -> tuple[Moments, Moments]:
@@ -129,18 +147,20 @@ class Moments:
     def samples(self, numbers: NDArray[np.int64], history: int, horizon: int) -> Samples:
         """Those moments, `history` control steps back, with `horizon` actions from the oldest of them on.
 
-        Before its beginning an episode stands at its first step; beyond its end its last action is repeated.
+        Windows end where the instruction does, as at the ends of an episode, for a policy's history and chunk are
+        dropped there: before its beginning it stands at its first step; beyond its end its last action is repeated.
         """
         which = np.searchsorted(self._starts, numbers, side="right") - 1
         moments = [(self.trajectories[one], int(n - self._starts[one])) for one, n in zip(which, numbers, strict=True)]
-        past = [(one, np.maximum(np.arange(t - history + 1, t + 1), 0)) for one, t in moments]
-        future = [(one, np.arange(t - history + 1, t - history + 1 + horizon)) for one, t in moments]
+        windows = [(one, t, *one.instruction_of(t)) for one, t in moments]
+        past = [(one, np.maximum(np.arange(t - history + 1, t + 1), first)) for one, t, first, _ in windows]
+        future = [(one, np.arange(horizon) + t - history + 1, first, end) for one, t, first, end in windows]
         return Samples(
             images={name: np.stack([one.images[name][steps] for one, steps in past]) for name in self.cameras},
             state=np.stack([one.states[steps] for one, steps in past]),
             instructions=[one.instructions[t] for one, t in moments],
-            actions=np.stack([one.actions[np.clip(steps, 0, len(one) - 1)] for one, steps in future]),
-            valid=np.stack([steps < len(one) for one, steps in future]),
+            actions=np.stack([one.actions[np.clip(steps, first, end - 1)] for one, steps, first, end in future]),
+            valid=np.stack([steps < end for _, steps, _, end in future]),
             gaze=np.stack([one.boxes[self.cameras[0]][t] for one, t in moments]),
         )
 
@@ -174,9 +194,24 @@ def read_training_data(paths: Sequence[str], suite_name: str | None = None) -> T
     for source in sources:
         _check_fit(source, suite, suite_name or str(sources[0].path))
     trajectories = tuple(one for source in sources for one in source.trajectories)
-    if twice := len(trajectories) - len({one.episode for one in trajectories}):
+    if twice := _doubled(trajectories):
         raise UsageError(f"{twice} episodes are there twice; name every collection once.")
     return TrainingData(suite, trajectories)
+
+
+def _doubled(trajectories: Sequence[Trajectory]) -> int:
+    """How many are copies of others. An episode's name alone does not tell: other arguments of the suite, or other
+    noise, make other demonstrations of it."""
+    named = Counter(one.episode for one in trajectories)
+    again = [one for one in trajectories if named[one.episode] > 1]
+    return len(again) - len({_digest(one) for one in again})
+
+
+def _digest(trajectory: Trajectory) -> bytes:
+    digest = hashlib.sha256()
+    for part in trajectory.content():
+        digest.update(part)
+    return digest.digest()
 
 
 def _check_fit(source: _Source, wanted: Suite, whose: str) -> None:
