@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import runpy
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,8 @@ pytest.importorskip("diffusers")
 pytest.importorskip("safetensors")
 
 
-from test_diffusion_policy import payload_of  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+from test_diffusion_policy import DATA, payload_of  # noqa: E402
 from vla_bench.policies.diffusion_policy_formats import official_names  # noqa: E402
 from vla_bench.policies.diffusion_policy_model import (  # noqa: E402
     DiffusionModel,
@@ -240,15 +242,13 @@ def test_spatial_softmax_is_the_mean_position() -> None:
 
 
 def test_the_trunk_is_torchvisions_resnet18() -> None:
-    try:
-        from torchvision.models import resnet18
-    except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
-        pytest.skip(f"needs a working torchvision: {error}")
-    theirs = torch.nn.Sequential(*list(resnet18().children())[:-2]).eval()
+    """Weights by their names, in which torchvision's and ours agree."""
+    weights = runpy.run_path(str(DATA / "make_lerobot.py"))["weights"]
+    stored = load_file(DATA / "resnet18.safetensors")
     ours = trunk((64, 128, 256, 512), "batch").eval()
-    ours.load_state_dict(theirs.state_dict())
-    pictures = torch.rand(2, 3, 76, 60)
-    torch.testing.assert_close(ours(pictures), theirs(pictures))
+    ours.load_state_dict({name: torch.tensor(weights(name, tuple(v.shape))) for name, v in ours.state_dict().items()})
+    with torch.no_grad():
+        torch.testing.assert_close(ours(stored["pictures"]), stored["features"])
 
 
 def test_crops_are_centred_at_inference_and_everywhere_in_training() -> None:

@@ -1,6 +1,7 @@
 """Environments keep their promises: trials repeat bit for bit, nothing leaks, and mistakes are sentences.
 
-What is said of all suites is parametrised over the registry. That a scene equals upstream's is in test_envs_truth.py.
+What is said of all suites is parametrised over the registry: everything on one suite of each class, on the others that
+a trial repeats; `-m slow` says everything of the others too. That a scene equals upstream's is in test_envs_truth.py.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,10 +103,21 @@ class Made(NamedTuple):
     """What a process of its own tells of the trial."""
 
 
-INSTALLED = [name for name in SUITES if name != "calvin_pybullet"]  # which has tests of its own, in test_calvin.py
+WHOLE = ("robosuite", "libero_10", "calvin_d", "tiny")  # one of each class
+OTHERS = [name for name in SUITES if name not in (*WHOLE, "calvin_pybullet")]  # which has its own, in test_calvin.py
 
 
-@pytest.fixture(scope="module", params=INSTALLED)
+def ordered(names: Sequence[str], slow: Sequence[str] = OTHERS) -> list[Any]:
+    """Parameters for `made`; in the order of EVERY the scenes are built once each."""
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in slow else []) for name in names]
+
+
+ON_ROBOSUITE = ("robosuite", "libero_10", *(name for name in LIBERO if name in OTHERS))
+EVERY = (*ON_ROBOSUITE, "calvin_d", "tiny", *(name for name in OTHERS if name not in ON_ROBOSUITE))
+on_robosuite = pytest.mark.parametrize("made", ordered(ON_ROBOSUITE), indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module", params=ordered(EVERY))
 def made(request: pytest.FixtureRequest) -> Iterator[Made]:
     child = subprocess.Popen([sys.executable, __file__, request.param], stdout=subprocess.PIPE, text=True)
     suite = make_suite(request.param)
@@ -126,8 +138,22 @@ def test_a_trial_in_a_reused_scene_is_the_trial_of_a_fresh_process(made: Made) -
     assert again == {what: made.fresh[what] for what in again}
 
 
+# test_envs_truth.py holds those of the two left out against upstream, in a scene that is used again
+@pytest.mark.parametrize("name", [name for name in OTHERS if name not in ("libero_spatial", "libero_goal")])
+def test_a_trial_repeats_in_every_other_suite(name: str) -> None:
+    suite = make_suite(name)
+    env = suite.make_env(chosen_task(suite), [camera.name for camera in suite.cameras])
+    fresh = told(env, suite)
+    env.reset_trial(0, 0)
+    env.advance(random_actions(suite, steps=20, seed=1))
+    assert told(env, suite) == fresh
+    assert_observed(env.reset_trial(0, 0), suite)
+    env.close()
+
+
+@on_robosuite
 def test_a_trial_is_the_same_after_one_that_ended_early(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    env = robosuite_env(made)
+    env = made.env
     env.reset_trial(0, 0)
     _succeed(env)
     after = env.advance(random_actions(made.suite, steps=9))
@@ -151,8 +177,9 @@ def _succeed(env: Any) -> None:
         data.qpos[model.get_joint_qpos_addr(env.raw.cube.joints[0])[0] + 2] += 0.1
 
 
+@on_robosuite
 def test_a_trial_is_the_same_after_the_model_was_changed(made: Made) -> None:
-    env = robosuite_env(made)
+    env = made.env
     env.reset_trial(0, 0)
     model = env.raw.sim.model._model
     for field in ("body_mass", "body_pos", "geom_friction", "geom_rgba", "light_diffuse", "cam_fovy", "dof_damping"):
@@ -162,10 +189,10 @@ def test_a_trial_is_the_same_after_the_model_was_changed(made: Made) -> None:
     assert again == {what: made.fresh[what] for what in again}
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 1e12])
-@pytest.mark.parametrize("field", ["qpos", "qvel"])
+@on_robosuite
+@pytest.mark.parametrize(("field", "value"), [("qpos", np.nan), ("qvel", np.inf), ("qpos", 1e12), ("qvel", 1e12)])
 def test_a_diverging_state_is_an_error_and_the_next_trial_is_sound(made: Made, field: str, value: float) -> None:
-    env = robosuite_env(made)
+    env = made.env
     env.reset_trial(TRIAL, SEED)
     scene = env.fingerprint()
     getattr(env.raw.sim.data, field)[0] = value
@@ -175,8 +202,9 @@ def test_a_diverging_state_is_an_error_and_the_next_trial_is_sound(made: Made, f
     assert env.fingerprint() == scene
 
 
+@on_robosuite
 def test_an_action_that_is_no_number_is_an_error_and_the_next_trial_is_sound(made: Made) -> None:
-    env = robosuite_env(made)
+    env = made.env
     for component in (0, 5, 6):
         actions = random_actions(made.suite, steps=2)
         actions[1, component] = np.nan
@@ -207,8 +235,9 @@ def test_the_seed_changes_the_scene_where_trials_are_drawn_and_only_there(made: 
     assert (prints[0] == prints[1]) == (made.suite.name in [*LIBERO, *CHAINS, "tiny"])
 
 
+@on_robosuite
 def test_the_fingerprint_sees_state_and_scene(made: Made) -> None:
-    env = robosuite_env(made)
+    env = made.env
     env.reset_trial(0, 0)
     data, model = env.raw.sim.data._data, env.raw.sim.model._model
     prints = {env.fingerprint()}
@@ -222,8 +251,18 @@ def test_the_fingerprint_sees_state_and_scene(made: Made) -> None:
 
 
 def test_memory_does_not_grow_with_the_trials(made: Made) -> None:
+    assert_memory_stays(made, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("made", ordered(WHOLE[:2]), indirect=True, scope="module")
+def test_memory_does_not_grow_with_many_trials(made: Made) -> None:
+    assert_memory_stays(made, {"robosuite": 40, "libero_10": 20}[made.suite.name])
+
+
+def assert_memory_stays(made: Made, trials: int) -> None:
     resident_mb = []
-    for trial in range({"robosuite": 40, "libero_10": 20}.get(made.suite.name, 8)):
+    for trial in range(trials):
         made.env.reset_trial(trial, 0)
         made.env.advance(random_actions(made.suite, steps=1))
         gc.collect()  # garbage of earlier tests in this process is not what is measured
@@ -243,13 +282,13 @@ def test_a_trial_out_of_range_is_a_usage_error(made: Made, trial: int) -> None:
         made.env.reset_trial(trial, 0)
 
 
-@pytest.mark.parametrize("shape", [(6,), (8,), (), (1, 7)])
-def test_an_action_of_another_shape_is_a_usage_error(made: Made, shape: tuple[int, ...]) -> None:
+def test_an_action_of_another_shape_is_a_usage_error(made: Made) -> None:
     made.env.reset_trial(0, 0)
-    with pytest.raises(UsageError, match="takes actions of shape"):
-        made.env.step(np.zeros(shape, np.float32))
-    with pytest.raises(UsageError, match="takes actions of shape"):
-        made.env.advance(np.zeros((*shape, 2), np.float32))
+    for shape in ((6,), (8,), (), (1, 7)):
+        with pytest.raises(UsageError, match="takes actions of shape"):
+            made.env.step(np.zeros(shape, np.float32))
+        with pytest.raises(UsageError, match="takes actions of shape"):
+            made.env.advance(np.zeros((*shape, 2), np.float32))
 
 
 def test_an_unknown_reset_option_is_a_usage_error(made: Made) -> None:
@@ -268,13 +307,16 @@ def test_an_episode_is_truncated_at_the_step_limit(made: Made) -> None:
 
 
 def test_observations_are_what_the_suite_says(made: Made) -> None:
-    observation = made.env.reset_trial(0, 0)
-    assert observation.state.shape == (len(made.suite.state),)
+    assert_observed(made.env.reset_trial(0, 0), made.suite)
+
+
+def assert_observed(observation: Observation, suite: Suite) -> None:
+    assert observation.state.shape == (len(suite.state),)
     assert observation.state.dtype == np.float32
-    if made.suite.name not in CHAINS:  # whose trials have sentences of their own
-        assert observation.instruction == chosen_task(made.suite).instructions[0]
-    assert list(observation.images) == [camera.name for camera in made.suite.cameras]
-    for camera in made.suite.cameras:
+    if suite.name not in CHAINS:  # whose trials have sentences of their own
+        assert observation.instruction == chosen_task(suite).instructions[0]
+    assert list(observation.images) == [camera.name for camera in suite.cameras]
+    for camera in suite.cameras:
         image = observation.images[camera.name]
         assert (image.shape, image.dtype) == ((camera.height, camera.width, 3), np.uint8)
         assert image.std() > 10, "there is something to see"
@@ -287,6 +329,7 @@ UNBOUNDED = (
 )
 
 
+@pytest.mark.parametrize("made", ordered(EVERY, [*OTHERS, "libero_10"]), indirect=True, scope="module")
 def test_gymnasium_finds_nothing_wrong(made: Made) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -295,17 +338,10 @@ def test_gymnasium_finds_nothing_wrong(made: Made) -> None:
         check_env(made.env)
 
 
-def robosuite_env(made: Made) -> Any:
-    """The environment, for tests that look into robosuite's; others are skipped."""
-    if not isinstance(made.env, core.RobosuiteEnv):
-        pytest.skip("not on robosuite")
-    return made.env
-
-
 # Cameras and contexts
 
 
-@pytest.mark.parametrize("name", ["robosuite", "libero_object"])
+@pytest.mark.parametrize("name", ["robosuite", pytest.param("libero_object", marks=pytest.mark.slow)])
 def test_one_camera_gives_the_same_picture_as_two(name: str) -> None:
     suite = make_suite(name)
     env = suite.make_env(chosen_task(suite), ["agentview", "robot0_eye_in_hand"])
@@ -351,21 +387,21 @@ def test_without_cameras_no_opengl_is_used(name: str, monkeypatch: pytest.Monkey
     env.close()
 
 
-@pytest.mark.parametrize("closed", [True, False], ids=["closed", "forgotten"])
-def test_environments_in_one_process_do_not_paint_into_each_other(closed: bool) -> None:
+def test_environments_in_one_process_do_not_paint_into_each_other() -> None:
     suite = make_suite("robosuite")
     cameras = [camera.name for camera in suite.cameras]
     lift = suite.make_env(suite.task("Lift"), cameras)
     alone = told(lift, suite)
-    stack = suite.make_env(suite.task("Stack"), cameras)
-    stack.reset_trial(0, 0)
-    assert told(lift, suite) == alone
-    if closed:
-        stack.close()
-        stack.close()
-    del stack
-    gc.collect()
-    assert told(lift, suite) == alone
+    for closed in (True, False):
+        stack = suite.make_env(suite.task("Stack"), cameras)
+        stack.reset_trial(0, 0)
+        assert told(lift, suite) == alone
+        if closed:
+            stack.close()
+            stack.close()
+        del stack
+        gc.collect()
+        assert told(lift, suite) == alone
     lift.close()
 
 
@@ -471,7 +507,7 @@ def test_fixtures_stand_the_same_in_all_trials_and_elsewhere_with_another_seed()
     assert poses[0] != poses[1]
 
 
-@pytest.mark.parametrize("columns", [-1, 1])
+@pytest.mark.parametrize("columns", [1, pytest.param(-1, marks=pytest.mark.slow)])
 def test_initial_states_of_another_model_are_a_usage_error(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     suite = make_suite("libero_object")
     right = libero.initial_states(suite.name, suite.tasks[0].name)

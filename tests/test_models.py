@@ -258,8 +258,14 @@ def cut_short(name: str, of: str) -> Suite:
 
 
 @pytest.mark.sim
-@pytest.mark.slow
-@pytest.mark.parametrize("suite", ["robosuite", "libero_object"])
+@pytest.mark.parametrize(
+    ("name", "suite"),
+    [
+        pytest.param(name, suite, marks=[] if (name, suite) == ("openvla", "robosuite") else pytest.mark.slow)
+        for name in MODELS
+        for suite in ("robosuite", "libero_object")
+    ],
+)
 def test_an_episode_is_completed(name: str, suite: str, tmp_path: Path) -> None:
     command = ["run", "--policy", name, "--policy-args", "size=tiny", "--suite", "test_models:cut_short"]
     assert main([*command, "--suite-args", f"of={suite}", "--episodes", "1", "--out", str(tmp_path / "run")]) == 0

@@ -132,37 +132,25 @@ def test_a_tower_gives_timms_second_to_last_features(which):
 
 
 def test_two_towers_are_timms_towers_joined_by_channel_and_each_normalised_in_its_way():
-    timm = pytest.importorskip("timm", exc_type=ImportError)
-    model = model_of()
-    pictures = pictures_of(model)[:, 0]
+    """Each tower alone equals timm's, by the test above."""
+    names, stored, _, _ = zip(*towers(), strict=True)
+    sizes = tuple(map(vision.sizes_of, stored, names))
+    pictures = pictures_of(model_of())[:, 0]
     unit = pictures.permute(0, 3, 1, 2) / 255.0
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     inputs = (unit - mean[:, None, None]) / std[:, None, None], unit * 2 - 1
-    names = "vit_large_patch14_reg4_dinov2", "vit_so400m_patch14_siglip_224"
     expected, tensors = [], {}
-    for place, name, pixels, sizes in zip(("featurizer", "fused_featurizer"), names, inputs, SMALL.towers, strict=True):
-        tower = timm.create_model(
-            name,
-            pretrained=False,
-            num_classes=0,
-            img_size=42,
-            embed_dim=sizes.width,
-            depth=3,
-            num_heads=16,
-            mlp_ratio=2,
-        ).eval()
-        for parameter in tower.parameters():
-            torch.nn.init.normal_(parameter, std=0.2)
+    for place, name, mine, size, pixels in zip(
+        ("featurizer", "fused_featurizer"), names, stored, sizes, inputs, strict=True
+    ):
+        alone = vision.tower(size).eval()
+        load_into(alone, vision.from_timm(mine, size.kind), name)
         with torch.no_grad():
-            expected += tower.get_intermediate_layers(pixels, n={1})
-        tensors |= {
-            f"vision_backbone.{place}.{key.replace('gamma', 'scale_factor')}": tensor
-            for key, tensor in tower.state_dict().items()
-        }
-    mine = {
-        name: tensor for name, tensor in model.state_dict().items() if not name.startswith("vision_backbone")
-    } | formats.renamed(tensors, names)
-    load_into(model, mine, "timm")
+            expected.append(alone(pixels).last_hidden_state[:, -size.patches :])
+        tensors |= {f"vision_backbone.{place}.{key}": tensor for key, tensor in mine.items()}
+    model = model_of(net.Sizes(sizes, SMALL.llm))
+    others = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("vision_backbone")}
+    load_into(model, others | formats.renamed(tensors, names), "timm")
     with torch.no_grad():
         torch.testing.assert_close(model.vision_backbone(pictures), torch.cat(expected, dim=-1), **CLOSE)
 

@@ -129,14 +129,16 @@ def test_oracle_gives_up_after_so_much_planning(env: Any, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("suite_name", "task"),
     [
-        ("robosuite", "Stack"),
+        pytest.param("robosuite", "Stack", marks=pytest.mark.slow),
         ("robosuite", "Door"),
         ("robosuite", "NutAssemblySquare"),
-        ("libero_goal", "turn_on_the_stove"),
-        ("libero_goal", "put_the_bowl_on_the_stove"),
-        ("libero_goal", "open_the_middle_drawer_of_the_cabinet"),
+        pytest.param("libero_goal", "turn_on_the_stove", marks=pytest.mark.slow),
+        pytest.param("libero_goal", "put_the_bowl_on_the_stove", marks=pytest.mark.slow),
+        pytest.param("libero_goal", "open_the_middle_drawer_of_the_cabinet", marks=pytest.mark.slow),
         ("libero_goal", "push_the_plate_to_the_front_of_the_stove"),  # slid: its rim cannot be gripped
-        ("libero_90", "KITCHEN_SCENE5_put_the_ketchup_in_the_top_drawer_of_the_cabinet"),  # too tall to stand in there
+        pytest.param(  # too tall to stand in there
+            "libero_90", "KITCHEN_SCENE5_put_the_ketchup_in_the_top_drawer_of_the_cabinet", marks=pytest.mark.slow
+        ),
         (
             "libero_10",
             "KITCHEN_SCENE4_put_the_black_bowl_in_the_bottom_drawer_of_the_cabinet_and_close_it",
@@ -208,6 +210,7 @@ def _model(kind: int, size: list[float]) -> tuple[Any, Any]:
     return model, SimpleNamespace(geom_xpos=np.array([[0.1, -0.2, 0.3]]), geom_xmat=turn.reshape(1, 9))
 
 
+@pytest.mark.sim
 @pytest.mark.parametrize("kind", KINDS)
 def test_solids_agree_with_mujoco_rays(kind: str) -> None:
     """A point is inside exactly if a ray from it to far away leaves the shape once: MuJoCo's ray is the reference."""

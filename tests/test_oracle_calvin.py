@@ -58,15 +58,16 @@ def played(env: Any, suite: Suite, trial: int, task: str, noise: float = 0.0) ->
 
 
 @pytest.mark.sim
+@pytest.mark.parametrize("starts", [5, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("task", SINGLES.names)
-def test_oracle_does_every_task_from_its_first_starts(task: str) -> None:
+def test_oracle_does_every_task_from_its_first_starts(task: str, starts: int) -> None:
     pytest.importorskip("robosuite")
     env = SINGLES.make_env(SINGLES.task(task), ())
-    episodes = [played(env, SINGLES, trial, task) for trial in range(20)]
+    episodes = [played(env, SINGLES, trial, task) for trial in range(starts)]
     env.close()
     done = [solved for _, solved in episodes]
     assert done[:5] == [1] * 5
-    assert sum(done) >= 18
+    assert sum(done) >= starts - 2
     actions = np.concatenate([each for each, _ in episodes])
     assert actions.dtype == np.float32
     assert np.abs(actions).max() <= 1.0

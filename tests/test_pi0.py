@@ -607,14 +607,15 @@ def test_chunks_of_another_length_cannot_be_learnt():
         Pi0(suite(), size="tiny").losses(demonstrations(2, 4), torch.Generator())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_sixteen_demonstrations_are_learnt_by_heart(variant):
+@pytest.mark.parametrize(
+    ("variant", "count", "steps"),
+    [("pi0", 4, 80), *(pytest.param(variant, 16, 160, marks=pytest.mark.slow) for variant in VARIANTS)],
+)
+def test_demonstrations_are_learnt_by_heart(variant, count, steps):
     policy = Pi0(suite(), size="tiny", variant=variant)
     policy.crop = 1.0  # `losses` takes pictures as they are to be shown
     policy.draws = 4
-    batch, generator = demonstrations(16, policy.spec.chunk), torch.Generator().manual_seed(0)
-    steps = 160
+    batch, generator = demonstrations(count, policy.spec.chunk), torch.Generator().manual_seed(0)
     optimiser = torch.optim.AdamW(policy.model.parameters(), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
     losses = []
@@ -634,7 +635,7 @@ def test_sixteen_demonstrations_are_learnt_by_heart(variant):
             batch.instructions[index],
             seed=index,
         )
-        for index in range(16)
+        for index in range(count)
     ]
     answered = np.stack([chunk.actions for chunk in policy.infer(seen)])
     assert np.abs(answered - batch.actions.numpy()).mean() < 0.1

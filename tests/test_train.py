@@ -440,7 +440,9 @@ def weights_of(trained: Trained) -> bytes:
     return (trained.path / "model.safetensors").read_bytes()
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(
+    scope="module", params=["pi0", *(pytest.param(n, marks=pytest.mark.slow) for n in MODELS if n != "pi0")]
+)
 def whole(request: pytest.FixtureRequest, folder: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Trained]:
     name = str(request.param)
     return name, train(config(folder, tmp_path_factory.mktemp(name) / "ckpt", name))
@@ -513,14 +515,19 @@ def test_a_finished_training_is_left_as_it_is(whole: tuple[str, Trained], folder
     assert (trained.path.stat().st_mtime_ns, weights_of(trained)) == before
 
 
+@pytest.fixture(scope="module")
+def begun(folder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training of one step, done."""
+    return train(config(folder, tmp_path_factory.mktemp("begun") / "ckpt", steps=1)).path
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"steps": 6}, {"seed": 1}, {"learning_rate": 1e-5}, {"validation_share": 0.5}, {"weights": "float32"}],
 )
-def test_other_settings_do_not_resume(folder: str, tmp_path: Path, changes: dict[str, Any]) -> None:
-    train(config(folder, tmp_path / "ckpt", steps=1))
+def test_other_settings_do_not_resume(folder: str, begun: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=f"was begun with .*{next(iter(changes))}"):
-        train(config(folder, tmp_path / "ckpt", **{"steps": 1, **changes}))
+        train(config(folder, begun, **{"steps": 1, **changes}))
 
 
 def test_overwrite_starts_again(folder: str, tmp_path: Path) -> None:
