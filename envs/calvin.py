@@ -31,11 +31,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_bench.errors import UsageError
-from vla_bench.gl import renderer
-from vla_bench.types import ActionSpec, Camera, Float32, Frame, Image, Mask, Observation, Shot, Suite, Task, Transition
+from vla_bench.types import (
+    ActionSpec,
+    Camera,
+    Float32,
+    Frame,
+    Image,
+    Mask,
+    Observation,
+    Shot,
+    Suite,
+    Task,
+    Transition,
+)
 
 from .calvin_chains import CHAINS, LENGTH, SHA256
-from .calvin_scene import SCENES, Scene
+from .calvin_scene import QUALITY, SCENES, Scene
 from .calvin_sim import CAMERA_PX, CONTROL_HZ, State, Table
 from .calvin_starts import SETTLE_STEPS, Start, chain_start, task_start
 from .calvin_tasks import COLOURS, SENTENCES, TASKS, Record, check_task
@@ -87,6 +98,7 @@ def suite(name: str, led: Led = "head") -> Suite:
         provenance=provenance,
         protocol={"scene": scene.name, "led": led, "chains": SHA256},
         about=f"CALVIN's 1000 chains of {LENGTH} instructions in scene {scene.name}, on MuJoCo",
+        mujoco_quality=(QUALITY,),
     )
 
 
@@ -115,6 +127,7 @@ def single_tasks(name: str = "calvin_tasks", scene: SceneName = "d", led: Led = 
         provenance=provenance,
         protocol={"scene": of.name, "led": led, "settle_steps": SETTLE_STEPS},
         about="CALVIN's 34 tasks one at a time, on MuJoCo",
+        mujoco_quality=(QUALITY,),
     )
 
 
@@ -123,7 +136,6 @@ def provenance() -> dict[str, str]:
     return {
         "mujoco": version("mujoco"),
         "robosuite": version("robosuite"),  # the arm's meshes
-        "renderer": renderer(),
     }
 
 

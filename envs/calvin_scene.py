@@ -30,10 +30,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_bench.errors import MissingPackage
+from vla_bench.types import Quality
 
 Span = tuple[float, float]
 Point = tuple[float, float, float]
 Colour = tuple[int, int, int]
+
+
+QUALITY = Quality(shadowsize=1024, offsamples=0)
 
 
 class Cuboid(NamedTuple):
@@ -248,7 +252,7 @@ def _settings(root: ET.Element) -> None:
     visual = _add(root, "visual")
     _add(visual, "map", znear="0.01", zfar="10")
     _add(visual, "headlight", ambient="0.55 0.55 0.55", diffuse="0 0 0", specular="0 0 0")
-    _add(visual, "quality", shadowsize="1024", offsamples="0")
+    _add(visual, "quality", **{name: str(value) for name, value in QUALITY._asdict().items()})
     _add(visual, "global", offwidth="400", offheight="400")
     default = _add(root, "default")
     _add(default, "geom", solref=_SOLREF, solimp=_SOLIMP, condim="4", friction="0.35 0.001 0.0001")

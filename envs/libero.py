@@ -38,8 +38,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vla_bench.errors import MissingPackage, UsageError
-from vla_bench.gl import renderer
-from vla_bench.types import Camera, Suite, Task
+from vla_bench.types import Camera, Quality, Suite, Task
 
 from .libero_tasks import TASKS
 from .robosuite_cameras import Float64
@@ -115,6 +114,7 @@ def suite(
         provenance=functools.partial(provenance, name),
         protocol=_protocol(fixture_seed, settle_steps, states),
         about="LIBERO's official tasks, assets and initial states",
+        mujoco_quality=(Quality(),),
     )
 
 
@@ -410,5 +410,4 @@ def provenance(suite_name: str) -> dict[str, str]:
         "mujoco": version("mujoco"),
         "scipy": version("scipy"),  # its BLAS computes the controller's torques, through numba: 1.18 differs from 1.17
         "initial_states": digest.hexdigest()[:16],
-        "renderer": renderer(),
     }

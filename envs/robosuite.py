@@ -16,8 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vla_bench.errors import UsageError
-from vla_bench.gl import renderer
-from vla_bench.types import Camera, Suite, Task
+from vla_bench.types import Camera, Quality, Suite, Task
 
 from .robosuite_core import (
     ACTION,
@@ -73,6 +72,7 @@ def suite(name: str = "robosuite", resolution: int = 256) -> Suite:
         make_env=make_env,
         provenance=provenance,
         about="robosuite's single-arm tasks, Panda, OSC_POSE at 20 Hz",
+        mujoco_quality=(Quality(),),
     )
 
 
@@ -124,5 +124,4 @@ def provenance() -> dict[str, str]:
         "robosuite": version("robosuite"),
         "mujoco": version("mujoco"),
         "scipy": version("scipy"),  # its BLAS computes the controller's torques, through numba: 1.18 differs from 1.17
-        "renderer": renderer(),
     }

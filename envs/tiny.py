@@ -23,9 +23,10 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from vla_bench.errors import UsageError
-from vla_bench.types import Camera, Float32, Frame, Image, Mask, Observation, Shot, Suite, Task, Transition
+from vla_bench.types import Camera, Float32, Frame, Image, Mask, Observation, Quality, Shot, Suite, Task, Transition
 
 from . import calvin, libero, robosuite, tiny_calvin
+from .calvin_scene import QUALITY
 from .calvin_sim import CAMERA_PX
 from .calvin_tasks import SENTENCES
 from .robosuite_core import (
@@ -94,6 +95,7 @@ def suite(name: str = "tiny", split: Split = "eval", resolution: int = 64) -> Su
         provenance=provenance,
         protocol={"split": split, "calvin_scene": tiny_calvin.SCENE.name, "calvin_substeps": tiny_calvin.SUBSTEPS},
         about="three short tasks for small policies: robosuite's Lift, LIBERO's stove, CALVIN's drawer",
+        mujoco_quality=(Quality(), QUALITY),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from vla_bench.renderers import Drawn
 from vla_bench.store import RunInfo, RunStore
 from vla_bench.types import EpisodeResult, Inference
 
@@ -17,6 +18,7 @@ INFO = RunInfo(
     provenance={"machine": {"cpu": "abacus", "cores": 2}},
     control_hz=10.0,
 )
+NOTHING = Drawn()
 VERDICTS = {"1": True, "0": False, "x": None}
 
 
@@ -29,6 +31,7 @@ def made_run(
     scene: str = "scene",
     end: str | None = None,
     latency_ms: float = 0.0,
+    drawn: Drawn = NOTHING,
 ) -> Path:
     """A run with `outcomes`: task -> one character per trial, 1 success, 0 failure, x broken, - not played.
 
@@ -42,7 +45,7 @@ def made_run(
                     final = end or f"{path}/{task}/{trial}"
                     row = episode(task, trial, VERDICTS[character], seed=seed, scene=scene, final=final)
                     calls = [call(task, trial, seed, latency_ms)] if latency_ms and row.success is not None else []
-                    store.append(replace(row, inferences=len(calls)), calls)
+                    store.append(replace(row, inferences=len(calls), **drawn._asdict()), calls)
     return path
 
 

@@ -355,7 +355,7 @@ def test_gymnasium_makes_single_tasks_in_any_scene():
 
 @pytest.mark.sim
 def test_provenance_names_what_decides_the_numbers():
-    assert set(make_suite("calvin_d").provenance()) == {"mujoco", "robosuite", "renderer"}
+    assert set(make_suite("calvin_d").provenance()) == {"mujoco", "robosuite"}
     assert str(make_suite("calvin_d").protocol["chains"]).startswith("3e03f1dc")
 
 

@@ -120,7 +120,7 @@ def test_library_folders_of_the_environment_are_searched(monkeypatch, tmp_path):
     ],
 )
 def test_a_driver_that_crashes_or_hangs_is_reported_not_fatal(monkeypatch, code, error):
-    monkeypatch.setattr(gl, "_child_command", lambda backend: [sys.executable, "-c", code])
+    monkeypatch.setattr(gl, "_child_command", lambda *_: [sys.executable, "-c", code])
     result = gl.probe("egl", timeout_s=0.5 if "sleep" in code else 30)
     assert not result.works
     assert result.error == error
@@ -129,9 +129,7 @@ def test_a_driver_that_crashes_or_hangs_is_reported_not_fatal(monkeypatch, code,
 def test_a_missing_library_is_named_instead_of_pyopengls_attribute_error(machine, monkeypatch):
     machine()
     answer = '{"backend": "osmesa", "works": false, "error": "AttributeError: glGetError"}'
-    monkeypatch.setattr(
-        gl, "_child_command", lambda backend: [sys.executable, "-c", f"print('noise'); print({answer!r})"]
-    )
+    monkeypatch.setattr(gl, "_child_command", lambda *_: [sys.executable, "-c", f"print('noise'); print({answer!r})"])
     assert gl.probe("osmesa").error == "libOSMesa.so is not installed"
 
 

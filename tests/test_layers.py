@@ -23,6 +23,8 @@ LAYERS = (
         "provenance",
         "stats",
         "gl",
+        "pixels",
+        "renderers",
         "video",
         "published",
     }

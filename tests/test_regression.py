@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from made_runs import episode, made_run, other_protocol
 
-from vla_bench.baseline import Baseline, BaselineEpisode, make_baseline, read_baseline, write_baseline
+from vla_bench.baseline import FORMAT, Baseline, BaselineEpisode, make_baseline, read_baseline, write_baseline
 from vla_bench.ci import github_annotations, junit
 from vla_bench.cli import main
 from vla_bench.errors import UsageError
@@ -211,7 +211,7 @@ def test_broken_episodes_make_no_baseline(tmp_path: Path) -> None:
         (["HEADER", "LINE", "LINE"], "holds lift trial 0 twice"),
         (["HEADER", "LINE".replace("LINE", "NULL")], "success is None, expected true or false"),
         (["HEADER"], "holds no episodes"),
-        (["NEWER", "LINE"], "a newer vla-bench wrote it, in format 2"),
+        (["NEWER", "LINE"], f"a newer vla-bench wrote it, in format {FORMAT + 1}"),
     ],
 )
 def test_a_strange_baseline_is_refused_in_one_sentence(tmp_path: Path, lines: list[str], said: str) -> None:
@@ -221,7 +221,7 @@ def test_a_strange_baseline_is_refused_in_one_sentence(tmp_path: Path, lines: li
         "HEADER": header,
         "LINE": line,
         "NULL": line.replace("true", "null"),
-        "NEWER": header.replace('"baseline":1', '"baseline":2'),
+        "NEWER": header.replace(f'"baseline":{FORMAT}', f'"baseline":{FORMAT + 1}'),
     }
     file.write_text("\n".join(parts.get(name, name) for name in lines))
     with pytest.raises(UsageError) as caught:

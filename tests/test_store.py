@@ -444,7 +444,7 @@ def test_a_corrupt_run_json_is_named(tmp_path: Path, text: str) -> None:
 
 
 def test_a_run_of_a_newer_version_asks_for_an_upgrade(tmp_path: Path) -> None:
-    (filled(tmp_path) / "run.json").write_text('{"schema": 2, "novelty": 1}')
+    (filled(tmp_path) / "run.json").write_text(json.dumps({"schema": store.SCHEMA + 1, "novelty": 1}))
     with pytest.raises(UsageError, match="upgrade"):
         read_info(tmp_path)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vla_bench.errors import UsageError
 from vla_bench.pairing import counted, episode_name, machine, policy_title
-from vla_bench.store import KEY, RunInfo, read_inferences, read_info, replacing
+from vla_bench.store import KEY, RunInfo, modern_protocol, read_inferences, read_info, replacing
 from vla_bench.tables import latency, load
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,14 @@ class BaselineEpisode:
     subgoals_done: int = 0
     subgoals: tuple[str, ...] = ()
     """Of a chain. For an episode of one instruction this is empty, the number above 0, and neither is written."""
+    renderer: str = ""
+    """As in a run's row, and the next one; what is empty is not written."""
+    render_probe: str = ""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A run to hold others against. The file's first line has all but the episodes, and `"baseline": 1`."""
+    """A run to hold others against. The file's first line has all but the episodes, and `"baseline": 2`."""
 
     suite: str
     policy: str
@@ -73,9 +77,9 @@ def read_baseline(file: str | Path) -> Baseline:
         raise UsageError(f"The baseline {file} does not exist: {advice}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"The baseline {file} cannot be read: {error}.") from error
-    header, episodes = _parsed(file, 1, first, _header), list[BaselineEpisode]()
+    (header, renderer), episodes = _parsed(file, 1, first, _header), list[BaselineEpisode]()
     for number, line in enumerate(rest, 2):
-        episodes.append(_parsed(file, number, line, _episode))
+        episodes.append(_parsed(file, number, line, partial(_episode, renderer=renderer)))
     baseline = replace(header, episodes=tuple(episodes))
     _refuse_strange(file, baseline)
     return baseline
@@ -122,7 +126,9 @@ def write_baseline(baseline: Baseline, file: str | Path) -> None:
 
 def _line(episode: BaselineEpisode) -> dict[str, object]:
     line = asdict(episode)
-    return line if episode.subgoals else {name: line[name] for name in line if not name.startswith("subgoals")}
+    empty = {name for name in ("renderer", "render_probe") if not line[name]}
+    empty |= set() if episode.subgoals else {"subgoals", "subgoals_done"}
+    return {name: line[name] for name in line if name not in empty}
 
 
 def describe(baseline: Baseline) -> str:
@@ -138,7 +144,8 @@ def latency_p50(run: str | Path, info: RunInfo, episodes: pd.DataFrame) -> float
     return latency(read_inferences(run), episodes, info.control_hz).inference_ms["p50"]
 
 
-def _header(line: dict[str, Any]) -> Baseline:
+def _header(line: dict[str, Any]) -> tuple[Baseline, str]:
+    """All but the episodes, and the renderer that painted those which do not tell theirs."""
     found = line.pop("baseline", None)
     if not isinstance(found, int):
         raise ValueError("the first line of a baseline says which format it has")
@@ -147,11 +154,12 @@ def _header(line: dict[str, Any]) -> Baseline:
     header = Baseline(**{**line, "episodes": ()})
     if not isinstance(header.protocol, dict):
         raise ValueError("protocol is no mapping")
-    return header
+    settings, hashed, renderer = modern_protocol(header.protocol, header.protocol_hash)
+    return replace(header, protocol=settings, protocol_hash=hashed), renderer
 
 
-def _episode(line: dict[str, Any]) -> BaselineEpisode:
-    episode = BaselineEpisode(**{**line, "subgoals": tuple(line.get("subgoals", ()))})
+def _episode(line: dict[str, Any], renderer: str) -> BaselineEpisode:
+    episode = BaselineEpisode(**{"renderer": renderer, **line, "subgoals": tuple(line.get("subgoals", ()))})
     if not isinstance(episode.success, bool):
         raise ValueError(f"success is {episode.success!r}, expected true or false")
     if not all(isinstance(number, int) for number in (episode.trial, episode.seed, episode.steps)):

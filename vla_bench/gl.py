@@ -15,12 +15,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from vla_bench.errors import UsageError, unknown_name
+from vla_bench.pixels import View, paint, pixel_hash
+from vla_bench.renderers import Drawn
+from vla_bench.types import Quality
 
 _ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
     "osmesa": {"MUJOCO_GL": "osmesa", "PYOPENGL_PLATFORM": "osmesa"},
@@ -49,6 +52,8 @@ class GlProbe:
     render_ms: float = 0.0
     """Median wall time of one 256x256 image, read back."""
     error: str = ""
+    render_probe: str = ""
+    """Hash of the probe scene's pictures, where they were asked for."""
 
 
 def choose_backend(environ: Mapping[str, str] = os.environ) -> str:
@@ -80,23 +85,29 @@ def use_backend() -> str:
 
 
 @functools.cache
-def renderer() -> str:
-    """Backend and painter of a run, such as "osmesa llvmpipe": pixels depend on both. Probed once, in a child process.
+def renderer(views: tuple[View, ...]) -> Drawn:
+    """Backend and painter of a run, such as "egl llvmpipe", and the hash of the probe scene in these views. Nothing
+    where there are none. Painted once, in a child process, so that no context of this one is disturbed.
 
-    Its version is left out, so that an update of a driver does not end comparability; a painter that does not work is
-    named by its backend alone, because a policy that looks at nothing needs none.
+    A painter's version is left out: the probe tells whether it matters. One that does not work is named by its backend
+    alone and has no probe.
     """
-    backend = use_backend()
-    return f"{backend} {probe(backend).renderer.split('(')[0].split('/')[0]}".strip()
+    if not views:
+        return Drawn()
+    found = probe(use_backend(), views=views)
+    return Drawn(f"{found.backend} {found.renderer.split('(')[0].split('/')[0]}".strip(), found.render_probe)
 
 
-def probe(backend: str, timeout_s: float = 60) -> GlProbe:
-    """Whether that back end renders a tiny MuJoCo scene, tried in a child process: drivers may crash or hang."""
+def probe(backend: str, timeout_s: float = 60, views: Sequence[View] = ()) -> GlProbe:
+    """Whether that back end renders a tiny MuJoCo scene, tried in a child process: drivers may crash or hang.
+
+    With views the probe scene is painted instead, and not timed.
+    """
     if backend not in _ENVIRONMENT:
         raise unknown_name("GL back end", backend, _ENVIRONMENT)
     try:
         child = subprocess.run(
-            _child_command(backend),
+            _child_command(backend, views),
             env={**os.environ, **_ENVIRONMENT[backend]},
             cwd=Path(__file__).parent.parent,  # vla_bench is importable here, and files of the user's are not
             capture_output=True,
@@ -177,8 +188,8 @@ def _death(child: subprocess.CompletedProcess[str]) -> str:
     return (child.stderr.strip().splitlines() or ["it failed without a message"])[-1]
 
 
-def _child_command(backend: str) -> list[str]:
-    return [sys.executable, "-c", "from vla_bench.gl import main; main()", "render", backend]
+def _child_command(backend: str, views: Sequence[View] = ()) -> list[str]:
+    return [sys.executable, "-c", "from vla_bench.gl import main; main()", "render", backend, json.dumps(views)]
 
 
 def _render(backend: str) -> GlProbe:
@@ -205,10 +216,22 @@ def _render(backend: str) -> GlProbe:
     )
 
 
-def _answer_probe(backend: str) -> NoReturn:
+def _paint_probe(backend: str, views: Sequence[View]) -> GlProbe:
+    images, painter = paint(views)
+    works = all(image.min() < image.max() for image in images)
+    return GlProbe(
+        backend,
+        works,
+        renderer=painter,
+        error="" if works else "the image is blank",
+        render_probe=pixel_hash(images) if works else "",
+    )
+
+
+def _answer_probe(backend: str, views: Sequence[View]) -> NoReturn:
     """End this child process after printing one JSON line; leaving in haste avoids EGL's tracebacks at exit."""
     try:
-        result = _render(backend)
+        result = _paint_probe(backend, views) if views else _render(backend)
     except Exception as error:
         result = GlProbe(backend, works=False, error=f"{type(error).__name__}: {error}")
     print(json.dumps(asdict(result)), flush=True)
@@ -233,13 +256,13 @@ def _check() -> int:
 
 
 def main() -> NoReturn:
-    """`[render BACKEND | packages]`, for the child process and for scripts/setup.sh.
+    """`[render BACKEND VIEWS | packages]`, for the child process and for scripts/setup.sh.
 
     Not for `python -m`: the package imports this module itself, and runpy warns of a second one.
     """
     match sys.argv[1:]:
-        case ["render", backend]:
-            _answer_probe(backend)
+        case ["render", backend, views]:
+            _answer_probe(backend, [View(height, width, Quality(*fine)) for height, width, fine in json.loads(views)])
         case ["packages"]:
             print(missing_packages_command())
             sys.exit(0)

@@ -13,10 +13,13 @@ from typing import NamedTuple, Protocol
 
 from vla_bench.config import RunConfig, describe, digest
 from vla_bench.errors import PolicyFailure, UsageError, unknown_name
+from vla_bench.gl import renderer, use_backend
 from vla_bench.inference import LocalPolicy, check_compatible
+from vla_bench.pixels import views_of
 from vla_bench.pool import Pool, WorkerSetup, worker_count
 from vla_bench.provenance import content_hash, gather
 from vla_bench.registry import make_policy, make_suite, source_hash
+from vla_bench.renderers import Drawn, between, pixels_sentence, without_renderer
 from vla_bench.rollout import Actor, Filming, Keeper, Rollout, Stage, attach
 from vla_bench.shipped import note_on
 from vla_bench.store import RunInfo, RunStore, record_actions
@@ -97,8 +100,11 @@ def _trials(task: Task, config: RunConfig) -> range:
 
 
 def protocol(suite: Suite, config: RunConfig) -> dict[str, object]:
-    """Everything besides the policy that decides the numbers, as JSON values. Needs the simulator's package."""
-    return {
+    """Everything besides the policy that decides states and verdicts, as JSON values. Needs the simulator's package.
+
+    Which renderer paints the pictures is not in it: that is recorded in every row, and compared by its pixels.
+    """
+    settings = {
         "suite": suite.name,
         "version": suite.version,
         "tasks": [[task.name, *task.instructions, task.max_steps, task.trials] for task in suite.tasks],
@@ -110,6 +116,7 @@ def protocol(suite: Suite, config: RunConfig) -> dict[str, object]:
         "simulator": dict(suite.provenance()),
         "chunking": describe(config.make_chunking()),
     }
+    return without_renderer(settings)[0]
 
 
 class Job(NamedTuple):
@@ -123,10 +130,12 @@ class Job(NamedTuple):
     info: RunInfo
     episodes: list[Episode]
     workers: int
+    drawn: Drawn
+    """What paints its pictures here."""
     keeper: Keeper | None = None
 
 
-def prepare(config: RunConfig) -> Job:
+def prepare(config: RunConfig, keeper: Keeper | None = None) -> Job:
     """Suite, policy and plan of the run. Raises UsageError for what the user can mend."""
     suite = make_suite(config.suite, config.suite_args)
     episodes = plan(suite, config)
@@ -146,7 +155,16 @@ def prepare(config: RunConfig) -> Job:
         provenance={**gather(), **_told_by(policy)},
         control_hz=suite.control_hz,
     )
-    return Job(config, suite, policy, LocalPolicy(policy, config.timeout), info, episodes, workers)
+    answers = LocalPolicy(policy, config.timeout)
+    return Job(config, suite, policy, answers, info, episodes, workers, _painter(suite, policy, keeper), keeper)
+
+
+def _painter(suite: Suite, policy: Policy, keeper: Keeper | None) -> Drawn:
+    """What paints the pictures of this run; nothing where nobody looks at any, or they are not MuJoCo's."""
+    views = views_of(suite)
+    if views:
+        use_backend()  # before anything imports MuJoCo
+    return renderer(views) if policy.spec.cameras or keeper is not None else Drawn()
 
 
 def _about(policy: Policy) -> str:
@@ -172,10 +190,10 @@ def run(config: RunConfig, watcher: Watcher | None = None, keeper: Keeper | None
     Raises UsageError for what the user can mend.
     """
     watcher = watcher or Silent()
-    job = prepare(config)._replace(keeper=keeper)
+    job = prepare(config, keeper)
     with RunStore.open(config.path(), job.info, config.overwrite) as store:
         todo = [episode for episode in job.episodes if episode not in store.done()]
-        notes = [*_weights(job.policy), *store.notes, *_not_again(job, todo)]
+        notes = [*_weights(job.policy), *store.notes, *_not_again(job, todo), *other_pixels(job, store, todo)]
         watcher.start(store.path, len(job.episodes), store.rows(job.episodes), notes)
         ending = _consume(play(job, todo), config, store, watcher)
     rows = store.rows(job.episodes)
@@ -197,9 +215,19 @@ def _not_again(job: Job, todo: Sequence[Episode]) -> list[str]:
     ]
 
 
+def other_pixels(job: Job, store: RunStore, todo: Sequence[Episode]) -> list[str]:
+    """A sentence when what is still to play is painted with other pixels than what is stored."""
+    there = {Drawn(row.renderer, row.render_probe) for row in store.rows(job.episodes) if row.success is not None}
+    found = between(there, {job.drawn})
+    said = pixels_sentence(found, {"the stored episodes": there, "those still to play": {job.drawn}})
+    return [said] if said and todo else []
+
+
 def play(job: Job, todo: Sequence[Episode]) -> Generator[Rollout]:
     """One rollout per episode: in order with one worker, as they are finished with more. Close it to stop early."""
-    return _serial(job, todo) if job.workers <= 1 else _pooled(job, todo)
+    with contextlib.closing(_serial(job, todo) if job.workers <= 1 else _pooled(job, todo)) as rollouts:
+        for rollout in rollouts:
+            yield rollout._replace(result=replace(rollout.result, **job.drawn._asdict()))
 
 
 class _Ending(NamedTuple):

@@ -17,12 +17,15 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from vla_bench.config import digest
 from vla_bench.errors import UsageError
+from vla_bench.renderers import without_renderer
 from vla_bench.types import Episode, EpisodeResult, Float32, Inference
 
 if TYPE_CHECKING:
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SCHEMA = 1
+SCHEMA = 2
 RUN = "run.json"
 EPISODES = "episodes.jsonl"
 SPOOL = "inferences.partial.jsonl"
@@ -74,6 +77,14 @@ class RunInfo:
     schema: int = SCHEMA
 
 
+class Protocol(NamedTuple):
+    """What decides states and verdicts, its hash, and the renderer that older runs counted to it."""
+
+    settings: dict[str, object]
+    hash: str
+    renderer: str
+
+
 class RunStore:
     """The one writer of a run directory. `notes` collects sentences for the screen."""
 
@@ -85,7 +96,7 @@ class RunStore:
         if _mend(path / EPISODES):
             self.notes.append(f"{path / EPISODES} ended in half a line, now cut off: that episode runs again.")
         _mend(path / SPOOL)
-        self._results = _results(path)
+        self._results = _results(path, self.info)
         self._write_info()
 
     @classmethod
@@ -147,7 +158,7 @@ class RunStore:
         if self._lock < 0:
             return
         try:
-            _compact(self.path, self._results)
+            _compact(self.path, self._results, self.info)
         except (OSError, UsageError) as error:
             self.notes.append(f"The inferences stay in {self.path / SPOOL} until the next run: {error}")
         finally:
@@ -172,21 +183,42 @@ class RunStore:
 
 
 def read_info(path: str | Path) -> RunInfo:
-    """What run.json of that run says. Raises UsageError."""
+    """What run.json of that run says, of an older one as if it were written today. Raises UsageError."""
     file = _run_directory(path) / RUN
     try:
         found = json.loads(_read(file))
         if isinstance(found, dict) and found.get("schema", SCHEMA) > SCHEMA:
             raise UsageError(f"{file} was written by a newer vla-bench (schema {found['schema']}): upgrade this one.")
-        return RunInfo(**found)
-    except (ValueError, TypeError) as error:
+        return _modern(RunInfo(**found))
+    except (ValueError, TypeError, AttributeError) as error:
         raise UsageError(f"{file} is not what vla-bench writes ({error}): restore it or choose another run.") from error
+
+
+def modern_protocol(protocol: Mapping[str, Any], hashed: str) -> Protocol:
+    """The protocol as it would be recorded today: the renderer counted to it once, and is a row's now."""
+    settings, renderer = without_renderer(protocol)
+    return Protocol(settings, digest(settings)[:12] if renderer else hashed, renderer)
+
+
+def _modern(info: RunInfo) -> RunInfo:
+    """The same with today's protocol; a renderer that was in it goes to the provenance, for rows that tell none."""
+    settings, hashed, renderer = modern_protocol(info.protocol, info.protocol_hash)
+    facts = {**info.provenance, "renderer": renderer} if renderer else info.provenance
+    return replace(info, protocol=settings, protocol_hash=hashed, provenance=facts)
+
+
+def _renderer_before(info: RunInfo) -> str:
+    """What painted those rows that do not tell, as far as an earlier session said; "" where none did."""
+    earlier = info.provenance.get("earlier")
+    sessions = [info.provenance, *(earlier if isinstance(earlier, list) else [])]
+    named = (session.get("renderer") for session in sessions if isinstance(session, Mapping))
+    return next((name for name in named if isinstance(name, str)), "")
 
 
 def read_episodes(path: str | Path) -> list[EpisodeResult]:
     """The last row of every episode, in the order they first came. Raises UsageError, also when there is none."""
     directory = _run_directory(path)
-    if results := _results(directory):
+    if results := _results(directory, read_info(directory)):
         return list(results.values())
     raise UsageError(f"{directory} holds no finished episode yet: run its command again.")
 
@@ -194,7 +226,8 @@ def read_episodes(path: str | Path) -> list[EpisodeResult]:
 def read_inferences(path: str | Path) -> pd.DataFrame:
     """One row per policy call of every episode with a verdict; may be empty. Stages are columns `stage_<name>_ms`."""
     directory = _run_directory(path)
-    return _inferences(directory, _results(directory))
+    info = read_info(directory)
+    return _inferences(directory, _results(directory, info), info)
 
 
 def record_actions(path: str | Path, episode: Episode, actions: Float32) -> None:
@@ -316,23 +349,25 @@ def _run_directory(path: str | Path) -> Path:
 # --- rows ---
 
 
-def _results(directory: Path) -> dict[Episode, EpisodeResult]:
-    return {result.episode: result for result in _records(directory / EPISODES, _parse_result)}
+def _results(directory: Path, info: RunInfo) -> dict[Episode, EpisodeResult]:
+    parse = partial(_parse_result, renderer=_renderer_before(info))
+    return {result.episode: result for result in _records(directory / EPISODES, parse)}
 
 
 def _judged(results: Mapping[Episode, EpisodeResult]) -> set[Episode]:
     return {episode for episode, result in results.items() if result.success is not None}
 
 
-def _parse_result(row: dict[str, Any]) -> EpisodeResult:
-    result = EpisodeResult(**{**row, "subgoals": tuple(row.get("subgoals", ()))})
+def _parse_result(row: dict[str, Any], renderer: str) -> EpisodeResult:
+    """The row; one of before rows told it was painted by that renderer."""
+    result = EpisodeResult(**{"renderer": renderer, **row, "subgoals": tuple(row.get("subgoals", ()))})
     if not isinstance(result.success, bool | None):
         raise ValueError(f"success is {result.success!r}, expected true, false or null")
     return result
 
 
-def _parse_spooled(line: dict[str, Any]) -> tuple[EpisodeResult, list[dict[str, Any]]]:
-    result = _parse_result(line["row"])
+def _parse_spooled(line: dict[str, Any], renderer: str) -> tuple[EpisodeResult, list[dict[str, Any]]]:
+    result = _parse_result(line["row"], renderer)
     key = asdict(result.episode)
     return result, [key | _columns(inference) for inference in line["inferences"]]
 
@@ -359,11 +394,11 @@ def _actions_file(path: str | Path) -> Path:
 # --- inferences ---
 
 
-def _inferences(directory: Path, results: Mapping[Episode, EpisodeResult]) -> pd.DataFrame:
+def _inferences(directory: Path, results: Mapping[Episode, EpisodeResult], info: RunInfo) -> pd.DataFrame:
     """Parquet and spool as one table, without the rows of episodes that lack a verdict."""
     import pandas as pd
 
-    lines = _records(directory / SPOOL, _parse_spooled)
+    lines = _records(directory / SPOOL, partial(_parse_spooled, renderer=_renderer_before(info)))
     spooled = {row.episode: calls for row, calls in lines if results.get(row.episode) == row}
     stored, keep = _read_parquet(directory / INFERENCES), _judged(results) - spooled.keys()
     stored = stored[[Episode(*key) in keep for key in zip(*(stored[name].tolist() for name in KEY), strict=True)]]
@@ -395,10 +430,10 @@ def _read_parquet(file: Path) -> pd.DataFrame:
     return frame
 
 
-def _compact(directory: Path, results: Mapping[Episode, EpisodeResult]) -> None:
+def _compact(directory: Path, results: Mapping[Episode, EpisodeResult], info: RunInfo) -> None:
     if not (directory / SPOOL).exists():
         return
-    frame = _inferences(directory, results)
+    frame = _inferences(directory, results, info)
     with replacing(directory / INFERENCES) as temporary:
         frame.to_parquet(temporary, index=False)
     (directory / SPOOL).unlink()

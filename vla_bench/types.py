@@ -146,6 +146,11 @@ class EpisodeResult:
     subgoals: tuple[str, ...] = ()
     """Names of the chain's instructions, in order: the first `subgoals_done` succeeded, the next one failed. Empty
     when the episode had one instruction."""
+    renderer: str = ""
+    """What painted its pictures, such as `egl llvmpipe`. Empty when nothing was painted for the policy, or the suite's
+    pictures are not MuJoCo's."""
+    render_probe: str = ""
+    """Hash of a probe scene that the same renderer painted (`vla_bench.pixels`)."""
 
     @property
     def episode(self) -> Episode:
@@ -277,6 +282,15 @@ class Env(Protocol):
     def close(self) -> None: ...
 
 
+class Quality(NamedTuple):
+    """How finely MuJoCo paints a model's pictures, as in its `<visual><quality>`; the defaults are MuJoCo's."""
+
+    shadowsize: int = 4096
+    """Pixels along a shadow map."""
+    offsamples: int = 4
+    """Samples per pixel."""
+
+
 @dataclass(frozen=True)
 class Suite:
     """A set of tasks with one protocol."""
@@ -297,6 +311,9 @@ class Suite:
     protocol: Mapping[str, str | int | float] = field(default_factory=dict)
     """Settings of the suite that are not in the fields above: settle steps, seeds, ..."""
     about: str = ""
+    mujoco_quality: tuple[Quality, ...] = ()
+    """How MuJoCo paints the pictures, one for each kind of model: whether two machines paint them alike is then seen by
+    a probe scene painted so. Empty when MuJoCo does not paint them."""
 
     def task(self, name: str) -> Task:
         """The task of that exact name. Raises KeyError."""
