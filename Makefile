@@ -3,16 +3,17 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_EPISODES ?= 3
+PYTHONS ?= 3.10 3.13
 
-.PHONY: help setup demo gate test check build clean
+.PHONY: help setup setup-tests demo gate test test-slow test-newest test-pythons check lock build clean
 .DELETE_ON_ERROR:
 
 help: ## say what there is
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1  \2/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1  \2/p' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.installed ## install vla-bench, the simulators and the tools into .venv
 
-$(VENV)/.installed: pyproject.toml scripts/setup.sh
+$(VENV)/.installed: pyproject.toml scripts/setup.sh requirements/lock.txt requirements/installer.txt requirements/torch.txt
 	PYTHON="$(PYTHON)" VENV="$(VENV)" sh scripts/setup.sh
 	touch $@
 
@@ -30,17 +31,35 @@ demo: setup ## play policies on robosuite, CALVIN, LIBERO and the suite tiny, le
 gate: setup ## play the checkpoints that come along on the suite tiny and hold them against the committed baselines
 	VENV="$(VENV)" sh scripts/gate.sh
 
-test: setup ## run all tests, those that need a simulator included
-	$(BIN)/pytest -n auto --dist loadscope
+setup-tests: $(VENV)/.tests-installed ## also install what the tests compare with and look at pages with
+
+$(VENV)/.tests-installed: $(VENV)/.installed scripts/setup_tests.sh scripts/lerobot.txt
+	VENV="$(VENV)" sh scripts/setup_tests.sh
+	touch $@
+
+test: setup-tests ## run the tests, those that need a simulator included
+	$(BIN)/pytest -n auto --dist loadscope -m "not slow"
+
+test-slow: setup-tests ## run the tests that are left out of `make test` because they take long
+	$(BIN)/pytest -n auto --dist loadscope -m slow
+
+test-newest: ## run what leans on other packages with the newest release of each that pyproject.toml allows
+	PYTHON="$(PYTHON)" sh scripts/newest.sh
+
+test-pythons: ## install the lock and play one episode of each policy on the oldest and the newest Python
+	sh scripts/pythons.sh $(PYTHONS)
 
 check: setup ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+lock: ## take the newest releases that pyproject.toml allows into requirements/
+	PYTHON="$(PYTHON)" sh scripts/lock.sh
+
 build: setup ## build wheel and sdist and try each in a clean environment
 	VENV="$(VENV)" sh scripts/build.sh
 
 clean: ## remove everything these targets made
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache results/demo results/gate-* reports/demo
+	rm -rf $(VENV) $(VENV)-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache results/demo results/gate-* reports/demo
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,6 +1,8 @@
 #!/bin/sh
-# Make $VENV with vla-bench, its simulators and its tools, and see that this machine can render. Run by `make setup`.
+# Make $VENV with vla-bench, its simulators and its tools, in the exact versions of requirements/lock.txt, and see that this
+# machine can render. Run by `make setup`. $SYSTEM=no leaves the system's packages alone.
 set -eu
+cd "$(dirname "$0")/.."
 
 python=${PYTHON:-python3}
 venv=${VENV:-.venv}
@@ -18,26 +20,43 @@ command -v "$python" >/dev/null ||
     stop "$python cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv"
 
 "$python" -m venv "$venv"
-"$venv/bin/python" -m pip install -qq --upgrade pip setuptools
+pip="$venv/bin/python -m pip"
+
+# uv installs the lock in a tenth of pip's time. It does not read pip's configuration, so it is told where pip looks; where
+# it does not get through, pip installs the same files: the lock holds their hashes.
+$pip install -qq --require-hashes -r requirements/installer.txt
+told_pip() { # told_pip ENVIRONMENT_VALUE NAME: what pip is told, by a variable or in its files
+    [ -n "$1" ] && echo "$1" || $pip config get "$2" 2>/dev/null || true
+}
+export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-$(told_pip "${PIP_INDEX_URL:-}" global.index-url)}"
+export UV_FIND_LINKS="${UV_FIND_LINKS:-$(told_pip "${PIP_FIND_LINKS:-}" global.find-links)}"
+[ -n "$UV_DEFAULT_INDEX" ] || unset UV_DEFAULT_INDEX
+[ -n "$UV_FIND_LINKS" ] || unset UV_FIND_LINKS
+[ -w "${HOME:-/nonexistent}" ] || export UV_NO_CACHE=1
+install() {
+    "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" "$@" || {
+        echo "setup: uv did not get through, see above; pip installs the same, which takes longer"
+        $pip install -qq "$@"
+    }
+}
+install --no-deps --require-hashes --requirement requirements/lock.txt
 
 # Without an NVIDIA driver the CPU build of torch is enough, and gigabytes smaller; it has an index of its own, which a
-# machine that only reaches a mirror of PyPI does without.
-if ! "$venv/bin/python" -m pip show -qq torch 2>/dev/null; then
-    torch='torch==2.13.0'
-    if [ -e /proc/driver/nvidia/version ]; then
-        "$venv/bin/python" -m pip install -qq "$torch"
-    else
-        "$venv/bin/python" -m pip install -qq --retries 0 --timeout 10 \
-            --index-url https://download.pytorch.org/whl/cpu "$torch" 2>/dev/null ||
-            "$venv/bin/python" -m pip install -qq "$torch"
-    fi
+# machine that only reaches a mirror of PyPI does without. Its dependencies are in the lock, NVIDIA's are pinned by torch.
+torch=$(cat requirements/torch.txt)
+cpu_index=https://download.pytorch.org/whl/cpu
+here=$("$venv/bin/python" -c 'from importlib.metadata import version; print(version("torch").split("+")[0])' 2>/dev/null || true)
+if [ "torch==$here" != "$torch" ]; then
+    { [ ! -e /proc/driver/nvidia/version ] &&
+        $pip install -qq --retries 0 --timeout 10 --index-url "$cpu_index" "$torch" 2>/dev/null; } || install "$torch"
 fi
-"$venv/bin/python" -m pip install -qq --editable '.[libero,robosuite,vla,dev]'
+$pip install -qq --no-deps --no-build-isolation --editable .
 
 gl() {
     "$venv/bin/python" -c 'from vla_bench.gl import main; main()' "$@"
 }
 
+[ "${SYSTEM:-}" != no ] || exit 0
 gl && exit 0
 install=$(gl packages)
 [ -n "$install" ] || stop "rendering does not work, see above; $venv/bin/vla-bench doctor says more."
