@@ -38,10 +38,10 @@ $(VENV)/.tests-installed: $(VENV)/.installed scripts/setup_tests.sh scripts/lero
 	touch $@
 
 test: setup-tests ## run the tests, those that need a simulator included
-	$(BIN)/pytest -n auto --dist loadscope -m "not slow"
+	$(BIN)/pytest -n auto --dist loadscope --no-loadscope-reorder -m "not slow"
 
 test-slow: setup-tests ## run the tests that are left out of `make test` because they take long
-	$(BIN)/pytest -n auto --dist loadscope -m slow
+	$(BIN)/pytest -n auto --dist loadscope --no-loadscope-reorder -m slow
 
 test-newest: ## run what leans on other packages with the newest release of each that pyproject.toml allows
 	PYTHON="$(PYTHON)" sh scripts/newest.sh

@@ -19,6 +19,16 @@ with contextlib.suppress(UsageError):  # without one, the tests that need no sim
     use_backend()
 
 
+LONG = ("test_envs", "test_envs_truth", "test_oracle", "test_benchmarks", "test_tiny", "test_report", "test_runner")
+"""Modules of half a minute and more. They come first, so that no worker begins one while the others are done already:
+that is for `--dist loadscope --no-loadscope-reorder`."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"{name}.py": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _others_objects_are_out_of_the_way() -> None:
     """The runner collects garbage whenever a scene is dropped. What all test modules have imported is none: searched

@@ -99,11 +99,20 @@ def test_max_episodes_counts_pairs(tmp_path: Path) -> None:
     assert (result.verdict, result.score.pairs, result.played, result.planned) == ("undecided", 3, 6, 6)
 
 
-def test_workers_change_how_much_is_played_but_not_the_verdict(tmp_path: Path) -> None:
-    one, two = (duel(config(tmp_path / n, policy_args_b=SLOW, workers=n)) for n in ("1", "2"))
+@pytest.fixture(scope="module")
+def by_workers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Duel]]:
+    """The same duel with one worker and with two, and where its runs are."""
+    folders = {workers: tmp_path_factory.mktemp("duel") / workers for workers in ("1", "2")}
+    return {n: (folder, duel(config(folder, policy_args_b=SLOW, workers=n))) for n, folder in folders.items()}
+
+
+def test_workers_change_how_much_is_played_but_not_the_verdict(
+    by_workers: dict[str, tuple[Path, Duel]],
+) -> None:
+    (first, one), (second, two) = by_workers["1"], by_workers["2"]
     assert one.score == two.score
     assert one.played <= two.played <= 40
-    assert set(identity(tmp_path / "1" / "a")) <= set(identity(tmp_path / "2" / "a"))
+    assert set(identity(first / "a")) <= set(identity(second / "a"))
 
 
 def test_only_the_complete_prefix_of_the_order_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,9 +161,8 @@ def test_an_interrupted_duel_resumes_to_the_same_verdict(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_calls_are_cold_only_at_the_start_of_a_policy(tmp_path: Path, workers: str) -> None:
-    duel(config(tmp_path, policy_args_b=SLOW, workers=workers))
-    assert 1 <= read_inferences(tmp_path / "a")["cold"].sum() <= 4
+def test_calls_are_cold_only_at_the_start_of_a_policy(by_workers: dict[str, tuple[Path, Duel]], workers: str) -> None:
+    assert 1 <= read_inferences(by_workers[workers][0] / "a")["cold"].sum() <= 4
 
 
 # Breaking

@@ -58,7 +58,7 @@ def played(env: Any, suite: Suite, trial: int, task: str, noise: float = 0.0) ->
 
 
 @pytest.mark.sim
-@pytest.mark.parametrize("starts", [5, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("starts", [2, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("task", SINGLES.names)
 def test_oracle_does_every_task_from_its_first_starts(task: str, starts: int) -> None:
     pytest.importorskip("robosuite")
@@ -66,8 +66,8 @@ def test_oracle_does_every_task_from_its_first_starts(task: str, starts: int) ->
     episodes = [played(env, SINGLES, trial, task) for trial in range(starts)]
     env.close()
     done = [solved for _, solved in episodes]
-    assert done[:5] == [1] * 5
-    assert sum(done) >= starts - 2
+    assert all(done[:5])
+    assert sum(done) >= 0.9 * starts
     actions = np.concatenate([each for each, _ in episodes])
     assert actions.dtype == np.float32
     assert np.abs(actions).max() <= 1.0

@@ -435,9 +435,8 @@ def lifting(lift: Suite) -> Expert:
 
 
 @pytest.mark.sim
-def test_the_oracle_itself_passes_and_ends_in_the_same_states_again(lift: Suite, lifting: Expert) -> None:
-    few = Expert(lifting.name, 4, dict(list(lifting.solved.items())[:4]))
-    checks = examined(make_policy("oracle", lift), few, lift)
+def test_the_oracle_itself_passes_and_ends_in_the_same_states_again(lift: Suite) -> None:
+    checks = examined(make_policy("oracle", lift), oracle_expert(lift, [lift.task("Lift")], 4, print), lift)
     assert faults(checks) == {}
     assert {"expert", "replay", "translation", "rotation", "gripper"} <= {check.name for check in checks if check.ok}
 

@@ -402,8 +402,11 @@ def big_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(source, folder / "out")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("size", "scheme"),
+    [("desktop", "light"), ("phone", "dark")]
+    + [pytest.param(*other, marks=pytest.mark.slow) for other in (("desktop", "dark"), ("phone", "light"))],
+)
 def test_the_page_opens_without_complaint_in_every_size_and_scheme(
     tmp_path: Path, browser: Browser, size: str, scheme: str
 ) -> None:
