@@ -12,6 +12,7 @@ from made_runs import episode
 
 from vla_bench import duel as module
 from vla_bench.cli import main
+from vla_bench.compare import compare
 from vla_bench.config import RunConfig
 from vla_bench.duel import Duel, DuelConfig, Score, duel, exit_code, render_text, to_json, trial_major
 from vla_bench.errors import UsageError
@@ -273,8 +274,44 @@ def test_every_option_of_a_run_that_changes_numbers_reaches_both(tmp_path: Path)
     assert (a.seed, a.chunking, a.execute, a.task, a.first_trial, a.video) == (3, "temporal", 2, ("0",), 1, "all")
 
 
-def test_comparing_the_runs_of_a_duel_says_that_stopping_made_them_look_sure(tmp_path: Path) -> None:
-    from vla_bench.compare import compare
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"policy_args_b": SLOW},
+            "ended as soon as they differed enough, after 10 of 20 pairs: p-values and intervals",
+        ),
+        (
+            {"policy_args_b": SLOW, "max_episodes": 10},
+            "was decided by the last of its 10 pairs: it stopped nothing early.",
+        ),
+        ({"episodes": 3}, "ended undecided with all 6 pairs played: it stopped nothing early."),
+    ],
+)
+def test_whatever_reads_the_runs_of_a_duel_says_how_it_ended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], said: str
+) -> None:
+    duel(config(tmp_path, **changes))
+    a, b, ways = str(tmp_path / "a"), str(tmp_path / "b"), []
+    for command in (["compare", a, b], ["show", a], ["show", a, "--markdown"], ["leaderboard", str(tmp_path)]):
+        main(command)
+        ways.append(capsys.readouterr().out)
+    main(["report", a, b, "--out", str(tmp_path / "page")])
+    ways += [(tmp_path / "page" / name).read_text() for name in ("index.html", "report.md")]
+    for text in ways:
+        assert " ".join(text.split()).count(said) == 1, text
+        assert ("look too sure" in text) == ("as soon as" in said)
 
-    duel(config(tmp_path, policy_args_b=SLOW))
-    assert any("A duel ended these runs" in note for note in compare(tmp_path / "a", tmp_path / "b").notes)
+
+def test_an_interrupted_duel_and_one_of_before_are_not_called_decided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_hopeless", lambda corner: "dark" * (corner.store.path.name == "b"))
+    duel(config(tmp_path))
+    assert compare(tmp_path / "a", tmp_path / "b").notes[-1].endswith("was broken off undecided after 1 of 20 pairs.")
+    for side in "ab":
+        file = tmp_path / side / "run.json"
+        told = json.loads(file.read_text())
+        del told["provenance"]["duel"]
+        file.write_text(json.dumps(told))
+    assert compare(tmp_path / "a", tmp_path / "b").notes[-1].startswith("A duel played these runs. If it ended")

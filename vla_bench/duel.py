@@ -208,9 +208,10 @@ def duel(config: DuelConfig, watch: Watch = lambda score, pairs: None) -> Duel:
         corners = (_Corner(jobs[0], store_a), _Corner(jobs[1], store_b))
         fight = _Fight(corners, order, Score(config.alpha), watch)
         fight.run()
+        policies = [policy_title(job.info.identity) for job in jobs]
+        _record_ending(fight, policies)
     return Duel(
-        policy_a=policy_title(jobs[0].info.identity),
-        policy_b=policy_title(jobs[1].info.identity),
+        *policies,
         path=config.path(),
         verdict=_verdict(fight.score),
         score=fight.score,
@@ -344,6 +345,15 @@ class _Streams:
 def _open(job: Job) -> RunStore:
     info = replace(job.info, plan={**job.info.plan, "stopped_by": "duel"})
     return RunStore.open(job.config.path(), info, job.config.overwrite)
+
+
+def _record_ending(fight: _Fight, policies: Sequence[str]) -> None:
+    """Leaves in both runs how the duel ended: whoever reads them later has to know whether it stopped early."""
+    score = fight.score
+    ending = {"policies": policies, "verdict": _verdict(score), "pairs": score.seen, "planned": len(fight.order)}
+    with contextlib.suppress(UsageError):  # a full disk has had its sentence
+        for corner in fight.corners:
+            corner.store.record_provenance(duel=ending)
 
 
 def _hopeless(corner: _Corner) -> str:

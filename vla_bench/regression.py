@@ -54,7 +54,7 @@ from vla_bench.stats_chains import exact_sign_flip, mean_interval
 from vla_bench.stats_many import holm
 from vla_bench.stats_paired import mcnemar, paired_difference
 from vla_bench.store import KEY, RunInfo, read_info
-from vla_bench.tables import aligned, load, shorten
+from vla_bench.tables import aligned, load, shorten, stopping_notes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -170,7 +170,8 @@ def check(
         ),
         timing=judge_latency(latency_p50(run, info, episodes), against.latency_p50_ms, max_latency_ratio),
     )
-    return replace(gate, run=str(run), baseline=str(baseline), notes=(*gate.notes, *_other_machine(info, against)))
+    notes = (*gate.notes, *_other_machine(info, against), *stopping_notes([info]))
+    return replace(gate, run=str(run), baseline=str(baseline), notes=notes)
 
 
 def check_rows(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -106,6 +106,8 @@ class RunSummary:
     """Whether the policy looked at what it was to manipulate; empty when it did not tell its attention."""
     cause: str = ""
     """The first error that left an episode without a verdict, and where its traceback is."""
+    notes: tuple[str, ...] = ()
+    """How the duel ended that played the run."""
 
     def _repr_markdown_(self) -> str:
         """What Jupyter shows."""
@@ -140,13 +142,28 @@ def _places(info: store.RunInfo) -> dict[str, int]:
 
 
 def stopping_notes(infos: Iterable[RunInfo]) -> list[str]:
-    """The caution that goes with runs which a duel ended as soon as they differed enough."""
-    if not any(info.plan.get("stopped_by") == "duel" for info in infos):
-        return []
-    return [
-        "A duel ended these runs as soon as they differed enough: p-values and intervals made for a fixed number of "
-        "episodes look too sure here; the e-value holds."
-    ]
+    """What a reader has to know of runs that duels played: a sentence per duel."""
+    played = [info for info in infos if info.plan.get("stopped_by") == "duel"]
+    return list(dict.fromkeys(_duel_note(info.provenance.get("duel")) for info in played))
+
+
+def _duel_note(ending: object) -> str:
+    """How that duel ended, from what it left in run.json; runs of before it left anything have a hedged sentence."""
+    too_sure = "p-values and intervals made for a fixed number of episodes look too sure here; the e-value holds."
+    if not isinstance(ending, Mapping):
+        return f"A duel played these runs. If it ended as soon as they differed enough, {too_sure}"
+    policies, seen, planned = ending.get("policies", ()), ending.get("pairs"), ending.get("planned")
+    who = f"The duel of {' and '.join(map(str, policies))}"
+    if ending.get("verdict") == "not comparable":
+        return f"{who} was called off after {seen} of {planned} pairs: their scenes differed."
+    if ending.get("verdict") == "undecided":
+        all_played = f"ended undecided with all {planned} pairs played: it stopped nothing early."
+        return (
+            f"{who} {all_played if seen == planned else f'was broken off undecided after {seen} of {planned} pairs.'}"
+        )
+    if seen == planned:
+        return f"{who} was decided by the last of its {planned} pairs: it stopped nothing early."
+    return f"{who} ended as soon as they differed enough, after {seen} of {planned} pairs: {too_sure}"
 
 
 def load_summary(path: str | Path) -> RunSummary:
@@ -172,6 +189,7 @@ def summary_of(info: RunInfo, episodes: pd.DataFrame, inferences: pd.DataFrame) 
         chains=chain_summary(episodes),
         grounding=grounding(inferences, episodes),
         cause=_cause_in(episodes),
+        notes=tuple(stopping_notes([info])),
     )
 
 
@@ -261,18 +279,23 @@ def render_text(summary: RunSummary) -> str:
         _grounding_lines(summary.grounding),
         _latency_lines(summary.latency),
         _speed_lines(summary),
+        list(summary.notes),
     ]
     return "\n\n".join("\n".join(section) for section in sections if section)
 
 
 def render_markdown(summary: RunSummary) -> str:
     """The table of tasks, or of chains, for a README or a paper, with full names."""
+    return "\n\n".join([*_markdown_tables(summary), *summary.notes])
+
+
+def _markdown_tables(summary: RunSummary) -> list[str]:
     if summary.chains:
-        return "\n\n".join(_piped(rows) for rows in _chain_tables(summary.chains))
+        return [_piped(rows) for rows in _chain_tables(summary.chains)]
     names = [row.task.replace("|", "\\|") for row in summary.tasks]
     rows = [[name, *_cells(row)] for name, row in zip(names, summary.tasks, strict=True)]
     rows.append([f"**{cell}**" for cell in ("overall", *_cells(summary.overall))])
-    return _piped([HEADER, *rows])
+    return [_piped([HEADER, *rows])]
 
 
 def _piped(rows: Sequence[Sequence[str]]) -> str:
