@@ -41,6 +41,12 @@ def suite(name: str = "toy", max_steps: int = 20, break_marker: str = "", break_
     return Suite(name, "1", tasks, ACTION, (CAMERA,), STATE, 10.0, make_env, lambda: {"toy": "1"})
 
 
+def lift(name: str = "toy") -> Suite:
+    """The same with one task of fifty trials, named as robosuite's."""
+    toy = suite(name)
+    return replace(toy, tasks=(replace(toy.tasks[0], name="Lift", trials=50),))
+
+
 class ToyEnv:
     """State (x, y); an action adds to it. Breaks at step 3 of the task and trial named in the marker file, once."""
 
@@ -90,7 +96,7 @@ class ToyEnv:
         return replace(self._now(), earlier=tuple(self.past[-self.history : -1]))
 
     def _now(self) -> Observation:
-        images = {name: np.full((4, 4, 3), 8 * self.trial + self.steps, np.uint8) for name in self.cameras}
+        images = {name: np.full((4, 4, 3), (8 * self.trial + self.steps) % 256, np.uint8) for name in self.cameras}
         return Observation(images, self.position.astype(np.float32), self.task.instructions[0])
 
     def look_back(self, history: int) -> None:

@@ -49,6 +49,51 @@ def test_the_same_outcomes_on_other_ways_need_enough_episodes(tmp_path: Path) ->
     assert (few.verdict, enough.verdict) == ("undecided", "pass")
     assert "At 95 % confidence the loss is below 5.1 points, more than the 5 accepted" in few.message
     assert "The loss is below 5 points at 95 % confidence." in enough.message
+    assert "51 episodes can exclude a loss of 5.1 points at best; at these rates about 1 more, played by" in few.message
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "margin"),
+    [
+        ("1" * 20, "1" * 20, 0.1),
+        ("1" * 15 + "0" * 5, "0" * 3 + "1" * 15 + "0" * 2, 0.1),
+        ("1" * 20, "1" * 16 + "0000", 0.05),
+    ],
+)
+def test_as_many_more_episodes_as_it_says_decide(tmp_path: Path, before: str, now: str, margin: float) -> None:
+    few = gate(tmp_path / "few", {"lift": before}, {"lift": now}, margin=margin)
+    assert few.verdict == "undecided"
+    assert few.overall
+    assert few.overall.more_needed
+
+    pairs = sorted(zip(before, now, strict=True))
+    n = 20 + few.overall.more_needed
+    drawn = [pairs[k * 20 // n] for k in range(n)]
+    enough = gate(tmp_path / "n", *({"lift": "".join(side)} for side in zip(*drawn, strict=True)), margin=margin)
+    assert enough.verdict == ("pass" if margin == 0.1 else "regression")
+
+
+def test_the_least_margin_is_what_lets_equal_outcomes_pass(tmp_path: Path) -> None:
+    few = gate(tmp_path / "few", {"lift": "1" * 20}, {"lift": "1" * 20})
+    assert few.overall
+    assert few.overall.least_margin == pytest.approx(0.1192, abs=1e-4)
+    least = few.overall.least_margin
+    verdicts = [
+        check(tmp_path / "few" / "now", tmp_path / "few" / "baseline.jsonl", least + d).verdict for d in (-1e-6, 1e-6)
+    ]
+    assert verdicts == ["undecided", "pass"]
+
+
+@pytest.mark.parametrize(("run", "code"), [("again", 0), ("bad", 1), ("worse", 0), ("broken", 2), ("other", 3)])
+def test_undecided_pass_lets_only_an_undecided_gate_through_that_judged_every_episode(
+    runs: Path, run: str, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", run, "--baseline", "base.jsonl", "--undecided", "pass", "--junit", "j.xml"]) == code
+    failed = ElementTree.parse(runs / "j.xml").getroot()[0].findall(".//testcase[@name='overall']/failure")
+    assert bool(failed) == (code in (1, 2))
+    if run == "worse":
+        assert "Undecided, which counts as passed: The run lost 1" in capsys.readouterr().out
+    assert main(["check", "worse", "--baseline", "base.jsonl", "--undecided", "maybe"]) == 64
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,11 @@ from vla_bench.regression import Gate, GateRow, Verdict, latency_sentence, liste
 def junit(gate: Gate) -> str:
     """JUnit XML: a test case per task, one for all together and, with a limit, one for the latency."""
     cases = [_task_case(gate, row) for row in gate.tasks]
-    cases.append(_case(gate.suite, "overall", verdict=gate.verdict, story=[gate.message, *listed(gate)]))
+    overall: Verdict = "pass" if gate.passed else gate.verdict
+    cases.append(_case(gate.suite, "overall", verdict=overall, story=[gate.message, *listed(gate)]))
     if gate.latency.limit is not None and gate.overall is not None:
-        cases.append(_case(gate.suite, "latency", verdict=gate.latency.verdict, story=[latency_sentence(gate.latency)]))
+        timed: Verdict = "pass" if gate.passed else gate.latency.verdict
+        cases.append(_case(gate.suite, "latency", verdict=timed, story=[latency_sentence(gate.latency)]))
     suite = Element("testsuite", name="vla-bench check", tests=str(len(cases)))
     suite.set("time", f"{gate.overall.seconds if gate.overall else 0:.3f}")
     for tag in ("failure", "error"):
@@ -28,7 +30,7 @@ def junit(gate: Gate) -> str:
 
 def github_annotations(gate: Gate) -> list[str]:
     """Workflow commands that GitHub shows on the commit: one for the verdict, one for every task that regressed."""
-    if gate.passed:
+    if gate.verdict == "pass":
         return []
     level = "warning" if gate.verdict == "undecided" else "error"
     regressed = [row for row in gate.tasks if row.verdict == "regression"]

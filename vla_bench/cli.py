@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 from tyro.conf import Positional, arg
@@ -102,6 +102,8 @@ class CheckConfig:
     """Chance of passing a greater loss, and of a false alarm."""
     max_latency_ratio: float | None = None
     """How many times the baseline's median latency per inference is accepted; any when absent."""
+    undecided: Literal["pass", "fail"] = "fail"
+    """What an undecided verdict counts as: fail exits with 2, pass with 0 if the baseline's episodes are all judged."""
     junit: str | None = None
     """Also write the verdict to this file as JUnit XML, one test case per task."""
     update: bool = False
@@ -340,7 +342,8 @@ def _check(arguments: list[str]) -> int:
     config = _parse(CheckConfig, "check", arguments)
     if config.update:
         return _update_baseline(config)
-    gate = regression.check(config.run, config.baseline, config.margin, config.alpha, config.max_latency_ratio)
+    limits = (config.margin, config.alpha, config.max_latency_ratio)
+    gate = regression.check(config.run, config.baseline, *limits, undecided=config.undecided)
     print(json.dumps(regression.to_json(gate), indent=2) if config.json else regression.render_text(gate))
     if config.junit is not None:
         _write(Path(config.junit), ci.junit(gate), "w")

@@ -208,10 +208,11 @@ def duel(config: DuelConfig, watch: Watch = lambda score, pairs: None) -> Duel:
         corners = (_Corner(jobs[0], store_a), _Corner(jobs[1], store_b))
         fight = _Fight(corners, order, Score(config.alpha), watch)
         fight.run()
-        policies = [policy_title(job.info.identity) for job in jobs]
-        _record_ending(fight, policies)
+        policy_a, policy_b = (policy_title(job.info.identity) for job in jobs)
+        _record_ending(fight, (policy_a, policy_b))
     return Duel(
-        *policies,
+        policy_a=policy_a,
+        policy_b=policy_b,
         path=config.path(),
         verdict=_verdict(fight.score),
         score=fight.score,
@@ -347,7 +348,7 @@ def _open(job: Job) -> RunStore:
     return RunStore.open(job.config.path(), info, job.config.overwrite)
 
 
-def _record_ending(fight: _Fight, policies: Sequence[str]) -> None:
+def _record_ending(fight: _Fight, policies: tuple[str, str]) -> None:
     """Leaves in both runs how the duel ended: whoever reads them later has to know whether it stopped early."""
     score = fight.score
     ending = {"policies": policies, "verdict": _verdict(score), "pairs": score.seen, "planned": len(fight.order)}

@@ -1,10 +1,14 @@
 """A policy's gate as a pytest test: the marker `vla_bench` says what to run, the fixture `vla_bench_verdict` ran it.
 
-    @pytest.mark.vla_bench(policy="my_package:Policy", suite="libero_10", episodes=5, baseline="baselines/long.jsonl")
+    @pytest.mark.vla_bench(
+        policy="my_package:Policy", suite="libero_10", episodes=10, baseline="baselines/long.jsonl", margin=0.1
+    )
     def test_policy(vla_bench_verdict):
         assert vla_bench_verdict.passed, vla_bench_verdict.message
 
-Every field of `RunConfig` may be given, and `margin`, `alpha` and `max_latency_ratio` of `vla-bench check`. With
+Every field of `RunConfig` may be given, and `margin`, `alpha`, `max_latency_ratio` and `undecided` of
+`vla-bench check`. A changed policy can pass only if the margin is wide enough for the number of episodes: 50 can
+exclude a loss of 6 points at best, 20 one of 12; an undecided verdict says how many more would decide. With
 `run="results/NAME"` nothing is played: that run is held against the baseline. Paths are relative to pytest's rootdir;
 a new run goes to the test's tmp_path. Nothing heavy is imported before a test asks for the fixture.
 """
@@ -21,7 +25,7 @@ if TYPE_CHECKING:
     from vla_bench.regression import Gate
 
 MARKER = "vla_bench"
-GATE = ("margin", "alpha", "max_latency_ratio")
+GATE = ("margin", "alpha", "max_latency_ratio", "undecided")
 
 
 def pytest_configure(config: pytest.Config) -> None:
