@@ -37,6 +37,7 @@ LAYERS = (
         "report",
         "report_data",
         "leaderboard",
+        "leaderboard_files",
         "convert",
         "pairing",
         "compare",

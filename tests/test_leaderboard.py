@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -327,6 +329,82 @@ def test_the_command_prints_and_writes_text_markdown_and_json(
         file = tmp_path / "new" / f"board.{ending}"
         assert main(["leaderboard", results, "--out", str(file)]) == 0
         assert expected in file.read_text()
+
+
+@pytest.fixture
+def two_boards(tmp_path: Path) -> Path:
+    """Two policies with names that LaTeX, HTML and CSV would read otherwise, and one with another protocol."""
+    for name, outcomes in {'50%_a&b <i>"x", y': "1110", "π{0}#~^$\\": "0010"}.items():
+        run_of(tmp_path / "results" / str(len(name)), name, {"lift": outcomes})
+    info = replace(other_protocol(), identity={**INFO.identity, "policy": "there"})
+    made_run(tmp_path / "results" / "other", {"lift": "11"}, info=info)
+    return tmp_path
+
+
+def written(folder: Path, ending: str) -> str:
+    file = folder / f"board.{ending}"
+    assert main(["leaderboard", str(folder / "results"), "--out", str(file)]) == 0
+    return file.read_text(encoding="utf-8")
+
+
+def test_csv_has_a_row_per_policy_and_suite(two_boards: Path) -> None:
+    rows = list(csv.DictReader(written(two_boards, "csv").splitlines()))
+    assert [(row["policy"], row["successes"], row["episodes"]) for row in rows] == [
+        ('50%_a&b <i>"x", y', "3", "4"),
+        ("π{0}#~^$\\", "1", "4"),
+        ("there", "2", "2"),
+    ]
+    assert float(rows[0]["low"]) == wilson(3, 4).low
+    assert len({row["protocol_hash"] for row in rows}) == 2
+
+
+def test_latex_is_a_table_per_board_with_nothing_left_to_misread(two_boards: Path) -> None:
+    text = written(two_boards, "tex")
+    assert text.count(r"\begin{tabular}{lrr") == text.count(r"\end{tabular}") == 2
+    assert r"50\%\_a\&b \textless{}i\textgreater{}" in text
+    assert r"$\pi$\{0\}\#\textasciitilde{}\textasciicircum{}\$\textbackslash{}" in text
+    assert text.isascii()
+    for table in re.findall(r"\\begin\{tabular\}.*?\n(.*?)\\end\{tabular\}", text, re.DOTALL):
+        cells = [len(re.findall(r"(?<!\\)&", line)) for line in table.splitlines() if line != r"\hline"]
+        assert len(set(cells)) == 1
+        assert not re.findall(r"(?<!\\)[%#_]", table)
+
+
+def test_html_is_a_page_of_tables_with_names_as_text(two_boards: Path) -> None:
+    text = written(two_boards, "html")
+    assert text.startswith("<!doctype html>")
+    assert text.count("<table>") == text.count("</table>") == 2
+    assert "50%_a&amp;b &lt;i&gt;&quot;x&quot;, y" in text
+    assert "<i>" not in text
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["leaderboard", "nowhere", "--out", "t.pdf"], "in .csv, .html, .json, .md, .tex or .txt, got t.pdf."),
+        (["leaderboard", "nowhere", "--out", "t"], "--out should name a file that ends in"),
+        (["leaderboard", "nowhere", "--json", "--out", "t.md"], "--out t.md and --json ask for two formats."),
+        (
+            ["check", "nowhere", "--baseline", "b.jsonl", "--junit", "t.json"],
+            "--junit should name a file that ends in .xml",
+        ),
+        (["check", "nowhere", "--baseline", "b.csv", "--update"], "--baseline should name a file that ends in .jsonl"),
+        (["report", "nowhere", "--out", "t.html"], "--out should name the folder that the report is written into"),
+        (
+            ["run", "--policy", "p", "--suite", "s", "--record-actions", "a.npz"],
+            "--record-actions should name a file that",
+        ),
+    ],
+)
+def test_a_file_whose_name_promises_something_else_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == 64
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert printed.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_markdown_cells_cannot_break_the_table() -> None:

@@ -375,7 +375,10 @@ def test_update_says_what_it_replaces(runs: Path, capsys: pytest.CaptureFixture[
         (["good", "--baseline", "base.jsonl", "--margin", "1"], "--margin should be at least 0 and below 1, got 1.0."),
         (["good", "--baseline", "base.jsonl", "--alpha", "0.5"], "--alpha should be below 0.5, got 0.5."),
         (["good", "--baseline", "base.jsonl", "--max-latency-ratio", "0"], "--max-latency-ratio should be more than 0"),
-        (["good", "--baseline", "base.jsonl", "--junit", "good"], "Could not write good: Is a directory."),
+        (
+            ["good", "--baseline", "base.jsonl", "--junit", "good/run.json/x.xml"],
+            "Could not write good/run.json/x.xml: ",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence(runs: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,7 @@ from vla_bench.errors import (
     EXIT_INTERRUPTED,
     EXIT_USAGE,
     UsageError,
+    check_ending,
     unknown_name,
 )
 from vla_bench.types import EpisodeResult
@@ -105,7 +106,7 @@ class CheckConfig:
     undecided: Literal["pass", "fail"] = "fail"
     """What an undecided verdict counts as: fail exits with 2, pass with 0 if the baseline's episodes are all judged."""
     junit: str | None = None
-    """Also write the verdict to this file as JUnit XML, one test case per task."""
+    """Also write the verdict to this file (NAME.xml) as JUnit XML, one test case per task."""
     update: bool = False
     """Make this run the baseline instead of checking it."""
     json: bool = False
@@ -123,7 +124,7 @@ class LeaderboardConfig:
     markdown: bool = False
     """Print as Markdown, to paste."""
     out: str | None = None
-    """Write to this file instead; a name ending in .json or .md chooses the format."""
+    """Write to this file instead, in the format of its ending: .csv, .html, .json, .md, .tex or .txt."""
 
 
 @dataclass(frozen=True)
@@ -340,6 +341,7 @@ def _check(arguments: list[str]) -> int:
     from vla_bench import ci, regression
 
     config = _parse(CheckConfig, "check", arguments)
+    check_ending("--junit", config.junit, [".xml"])
     if config.update:
         return _update_baseline(config)
     limits = (config.margin, config.alpha, config.max_latency_ratio)
@@ -357,6 +359,7 @@ def _check(arguments: list[str]) -> int:
 def _update_baseline(config: CheckConfig) -> int:
     from vla_bench import baseline
 
+    check_ending("--baseline", config.baseline, [".jsonl"])
     new, file = baseline.make_baseline(config.run), Path(config.baseline)
     before = ""
     with contextlib.suppress(UsageError):  # there is none, or none that can be read
@@ -377,15 +380,14 @@ def _write(file: Path, text: str, mode: str) -> None:
 
 def _leaderboard(arguments: list[str]) -> int:
     from vla_bench import leaderboard
+    from vla_bench.leaderboard_files import FORMATS
 
     config = _parse(LeaderboardConfig, "leaderboard", arguments)
-    board, ending = leaderboard.load_leaderboard(config.results), Path(config.out or "").suffix
-    if config.json or ending == ".json":
-        text = json.dumps(leaderboard.to_json(board), indent=2, ensure_ascii=False, allow_nan=False)
-    elif config.markdown or ending == ".md":
-        text = leaderboard.render_markdown(board)
-    else:
-        text = leaderboard.render_text(board)
+    check_ending("--out", config.out, FORMATS)
+    ending = ".json" if config.json else ".md" if config.markdown else Path(config.out or "leaderboard.txt").suffix
+    if config.out is not None and Path(config.out).suffix != ending:
+        raise UsageError(f"--out {config.out} and {'--json' if config.json else '--markdown'} ask for two formats.")
+    text = FORMATS[ending](leaderboard.load_leaderboard(config.results))
     if config.out is None:
         print(text)
     else:
@@ -398,6 +400,8 @@ def _report(arguments: list[str]) -> int:
     from vla_bench import report
 
     config = _parse(ReportConfig, "report", arguments)
+    if Path(config.out).suffix in (".html", ".md", ".csv", ".json", ".pdf", ".svg", ".png"):
+        raise UsageError(f"--out should name the folder that the report is written into, got {config.out}.")
     print(report.write_report(config.runs, config.out))
     return EXIT_DONE
 

@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import tyro
 
 from vla_bench.chunking import AdaptiveEnsemble, Chunking, RecedingHorizon, TemporalEnsemble
-from vla_bench.errors import UsageError, unknown_name
+from vla_bench.errors import UsageError, check_ending, unknown_name
 
 ALIASES: Mapping[str, str] = {"libero_long": "libero_10"}
 """Other names of suites."""
@@ -88,6 +88,7 @@ class RunConfig:
         for name in ("ensemble_decay", "ensemble_alpha"):
             value = getattr(self, name)
             _require(math.isfinite(value), f"--{name.replace('_', '-')}", value, "a finite number")
+        check_ending("--record-actions", self.record_actions, [".jsonl"])
         self.make_chunking()
 
     def make_chunking(self, usual: int | None = None) -> Chunking:

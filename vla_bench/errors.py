@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import PurePath
 
 EXIT_DONE = 0
 EXIT_REGRESSION = 1
@@ -28,6 +29,14 @@ class MissingPackage(UsageError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed; install it with: pip install 'vla-bench[{extra}]'")
+
+
+def check_ending(flag: str, file: str | None, known: Iterable[str]) -> None:
+    """Raises UsageError for a file whose name announces what will not be in it."""
+    endings = sorted(known)
+    if file is not None and PurePath(file).suffix not in endings:
+        listed = " or ".join(filter(None, [", ".join(endings[:-1]), endings[-1]]))
+        raise UsageError(f"{flag} should name a file that ends in {listed}, got {file}.")
 
 
 def unknown_name(kind: str, got: str, known: Iterable[str]) -> UsageError:

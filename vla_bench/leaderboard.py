@@ -341,20 +341,20 @@ def _board_json(board: Board) -> dict[str, object]:
 def render_text(leaderboard: Leaderboard) -> str:
     """Aligned tables for a terminal."""
     parts = [_board_text(board) for board in leaderboard.boards]
-    if reference := _published_tables(leaderboard):
+    if reference := published_tables(leaderboard):
         titled = [f"{title}\n{_aligned(rows)}" for title, rows in reference]
         parts.append(f"=== Reference: {NOTICE} ===\n\n" + "\n\n".join(titled))
-    return "\n\n".join([*parts, *_unreadable_lines(leaderboard)])
+    return "\n\n".join([*parts, *unreadable_lines(leaderboard)])
 
 
 def render_markdown(leaderboard: Leaderboard) -> str:
     """The same for a README."""
     explained = dict.fromkeys(map(scores_explained, leaderboard.boards))
     parts = ["# Leaderboard", *explained, LETTERS_EXPLAINED, *map(_board_markdown, leaderboard.boards)]
-    if reference := _published_tables(leaderboard):
+    if reference := published_tables(leaderboard):
         parts.append(f"## Reference: {NOTICE}")
         parts += [f"{title}\n\n{pipe_table(rows)}" for title, rows in reference]
-    parts += [_bullets(_unreadable_lines(leaderboard))] if leaderboard.unreadable else []
+    parts += [_bullets(unreadable_lines(leaderboard))] if leaderboard.unreadable else []
     return "\n\n".join(parts)
 
 
@@ -461,7 +461,7 @@ def _board_markdown(board: Board) -> str:
     return "\n\n".join([*parts, *([_bullets(notes)] if notes else [])])
 
 
-def _published_tables(leaderboard: Leaderboard) -> list[tuple[str, list[tuple[str, ...]]]]:
+def published_tables(leaderboard: Leaderboard) -> list[tuple[str, list[tuple[str, ...]]]]:
     """(title, rows with header) of every family with published numbers."""
     found = []
     if leaderboard.libero:
@@ -481,7 +481,8 @@ def _published_tables(leaderboard: Leaderboard) -> list[tuple[str, list[tuple[st
     return found
 
 
-def _unreadable_lines(leaderboard: Leaderboard) -> list[str]:
+def unreadable_lines(leaderboard: Leaderboard) -> list[str]:
+    """A sentence for every run directory that was left out."""
     return [f"Left out: {why}" for why in leaderboard.unreadable]
 
 
