@@ -15,6 +15,7 @@ import fakes
 import pandas as pd
 import pytest
 
+from vla_bench.cli import main
 from vla_bench.config import RunConfig
 from vla_bench.errors import UsageError
 from vla_bench.runner import Outcome, plan, run, select_tasks
@@ -166,6 +167,27 @@ def test_tables_list_tasks_in_the_suites_order_whatever_finished_first(tmp_path:
     run(config(tmp_path / "run", task=("farther",)))
     run(config(tmp_path / "run", workers="2"))
     assert [row.task for row in load_summary(tmp_path / "run").tasks] == ["east", "farther"]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_films_that_fail_are_said_with_their_cause_and_exit_4_and_the_rows_stay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: str
+) -> None:
+    asked = ["--policy", "fakes:Walker", "--policy-args", "speed=-1", "--suite", "fakes:suite", "--episodes", "2"]
+    asked += ["--suite-args", "break_with=film", "--workers", workers, "--out", str(tmp_path / "run")]
+    assert main(["run", *asked, "--video", "all"]) == 4
+    said = capsys.readouterr().err
+    lost = "4 videos could not be rendered: RuntimeError: the camera fell (4 of 4); traceback in"
+    assert f"vla-bench: {lost} {tmp_path / 'run' / 'errors.log'}. The episodes are stored" in said
+    assert "4 of 4 episodes are stored" in said
+    assert [row["success"] for row in rows(tmp_path / "run")] == [False] * 4
+    assert main(["run", *asked]) == 0, "no film is asked for"
+
+
+def test_a_duel_says_the_films_it_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["duel", "fakes:Walker", "fakes:Walker", "--suite", "fakes:suite", "--episodes", "1", "--video", "all"]
+    assert main([*asked, "--suite-args", "break_with=film", "--out", str(tmp_path)]) == 4
+    assert capsys.readouterr().err.count("2 videos could not be rendered: RuntimeError: the camera fell (2 of 2)") == 2
 
 
 def test_filming_that_fails_costs_the_film_and_not_the_verdict(tmp_path: Path) -> None:

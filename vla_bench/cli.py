@@ -272,7 +272,9 @@ def _print_replay(config: RunConfig, outcome: Outcome) -> None:
 
 
 def _ending(outcome: Outcome) -> int:
-    """The last sentence and the exit code of a run."""
+    """The last sentences and the exit code of a run."""
+    if outcome.films_lost:
+        print(f"vla-bench: {outcome.films_lost}", file=sys.stderr)
     done = f"{outcome.judged} of {outcome.planned} episodes are stored in {outcome.path}"
     if outcome.failure:
         trace = f"the traceback is in {outcome.path / 'errors.log'}"
@@ -290,7 +292,7 @@ def _ending(outcome: Outcome) -> int:
         )
         return EXIT_BROKEN
     print(f"vla-bench: {done}.", file=sys.stderr)
-    return EXIT_DONE
+    return EXIT_BROKEN if outcome.films_lost else EXIT_DONE
 
 
 def _show(arguments: list[str]) -> int:
@@ -332,6 +334,8 @@ def _duel(arguments: list[str]) -> int:
     print(json.dumps(duel.to_json(result), indent=2) if config.json else duel.render_text(result))
     if result.interrupted:
         print("vla-bench: interrupted; the same command resumes.", file=sys.stderr)
+    if result.films_lost:
+        print(f"vla-bench: {result.films_lost}", file=sys.stderr)
     if result.failure:
         print(f"vla-bench: {result.failure} The tracebacks are in errors.log of the runs.", file=sys.stderr)
     return duel.exit_code(result)

@@ -29,7 +29,7 @@ from vla_bench.runner import MAX_BROKEN_IN_A_ROW, Job, keep, play, prepare, reco
 from vla_bench.stats import Interval
 from vla_bench.stats_anytime import confidence_sequence, paired_confidence_sequence, paired_e_value
 from vla_bench.store import ERRORS, RunStore
-from vla_bench.tables import cause
+from vla_bench.tables import cause, films_lost
 from vla_bench.types import Episode, EpisodeResult
 
 
@@ -190,6 +190,8 @@ class Duel:
     """What stopped the duel, when that was a policy or a simulator."""
     cause: str = ""
     """The first error that left an episode without a verdict, and where its traceback is."""
+    films_lost: str = ""
+    """How many films asked for could not be made, and why."""
     notes: tuple[str, ...] = ()
 
 
@@ -221,6 +223,7 @@ def duel(config: DuelConfig, watch: Watch = lambda score, pairs: None) -> Duel:
         interrupted=fight.interrupted,
         failure=fight.failure,
         cause=_cause(corners),
+        films_lost=" ".join(filter(None, map(_films_lost, corners))),
         notes=(*store_a.notes, *store_b.notes),
     )
 
@@ -377,6 +380,10 @@ def _cause(corners: Sequence[_Corner]) -> str:
     return ""
 
 
+def _films_lost(corner: _Corner) -> str:
+    return "" if corner.job.config.video == "none" else films_lost(corner.rows.values(), corner.store.path)
+
+
 def _verdict(score: Score) -> Verdict:
     if score.mismatched:
         return "not comparable"
@@ -389,10 +396,10 @@ def _verdict(score: Score) -> Verdict:
 
 
 def exit_code(result: Duel) -> int:
-    """0 decided, 2 undecided, 3 not comparable, 4 when episodes or policies broke, 130 interrupted."""
+    """0 decided, 2 undecided, 3 not comparable, 4 when episodes, policies or films broke, 130 interrupted."""
     if result.interrupted:
         return EXIT_INTERRUPTED
-    if result.failure or result.score.unjudged:
+    if result.failure or result.score.unjudged or result.films_lost:
         return EXIT_BROKEN
     return EXIT_CODES[result.verdict]
 

@@ -35,7 +35,7 @@ from vla_bench.types import (
     Suite,
     Transition,
 )
-from vla_bench.video import EVERY, FOLDER, Caption, chunk_starts, stem, write_film
+from vla_bench.video import EVERY, FOLDER, NOT_FILMED, Caption, chunk_starts, stem, write_film
 
 _LOG = logging.getLogger("vla_bench")
 
@@ -334,7 +334,7 @@ class Stage:
             self.interrupted = True  # once the verdict is stored
             return rollout
         except Exception as error:
-            said = f"Not filmed. {type(error).__name__}: {' '.join(str(error).split())}"
+            said = f"{NOT_FILMED}{type(error).__name__}: {' '.join(str(error).split())}"
             return rollout._replace(result=replace(result, message=said), trace=traceback.format_exc())
         return rollout._replace(result=replace(result, video=name))
 

@@ -23,7 +23,7 @@ from vla_bench.renderers import Drawn, between, pixels_sentence, without_rendere
 from vla_bench.rollout import Actor, Filming, Keeper, Rollout, Stage, attach
 from vla_bench.shipped import note_on
 from vla_bench.store import RunInfo, RunStore, record_actions
-from vla_bench.tables import cause
+from vla_bench.tables import cause, films_lost
 from vla_bench.types import Episode, EpisodeResult, Policy, Suite, Task
 
 MAX_ATTEMPTS = 3  # an episode that breaks simulator or harness three times stays unjudged
@@ -61,6 +61,8 @@ class Outcome:
     """What the policy did wrong, when that stopped the run."""
     cause: str = ""
     """The first error that left an episode without a verdict."""
+    films_lost: str = ""
+    """How many films asked for could not be made, and why."""
     notes: tuple[str, ...] = ()
 
 
@@ -200,7 +202,14 @@ def run(config: RunConfig, watcher: Watcher | None = None, keeper: Keeper | None
     broken = [(row.error, row.message) for row in rows if row.success is None]
     judged = len(rows) - len(broken)
     return Outcome(
-        store.path, len(job.episodes), judged, len(broken), *ending, cause=cause(broken), notes=tuple(store.notes)
+        store.path,
+        len(job.episodes),
+        judged,
+        len(broken),
+        *ending,
+        cause=cause(broken),
+        films_lost="" if config.video == "none" else films_lost(rows, store.path),
+        notes=tuple(store.notes),
     )
 
 

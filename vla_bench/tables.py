@@ -14,6 +14,7 @@ from vla_bench.grounding_table import TITLE, GroundingRow, grounding_rows, groun
 from vla_bench.stats import Interval, bounds, percentile, samples_needed, wilson
 from vla_bench.store import RunInfo
 from vla_bench.types import EpisodeResult
+from vla_bench.video import NOT_FILMED
 
 T = TypeVar("T")
 
@@ -203,6 +204,19 @@ def cause(errors: Sequence[tuple[str, str]]) -> str:
     short = said if len(said) <= LONGEST_CAUSE else said[: LONGEST_CAUSE - 1] + "…"
     hit = [error for error, _ in errors].count(name)
     return f"{short} ({hit} of {len(errors)})" if len(errors) > 1 else short
+
+
+def films_lost(rows: Iterable[EpisodeResult], path: Path) -> str:
+    """The sentence on the films of that run which could not be made; empty when none was lost."""
+    said = [row.message.removeprefix(NOT_FILMED) for row in rows if row.message.startswith(NOT_FILMED)]
+    if not said:
+        return ""
+    split = [text.partition(": ") for text in said]
+    return (
+        f"{len(said)} {'video' if len(said) == 1 else 'videos'} could not be rendered: "
+        f"{cause([(name, message) for name, _, message in split])}; traceback in {path / store.ERRORS}. The episodes "
+        "are stored; --overwrite plays and films them again."
+    )
 
 
 def _cause_in(episodes: pd.DataFrame) -> str:

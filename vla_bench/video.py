@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
 
 FOLDER = "videos"
+NOT_FILMED = "Not filmed. "
+"""How the message of an episode begins whose film could not be made."""
 EVERY = 4  # control steps per frame: 5 frames a second at 20 Hz; painting is what a film costs
 STRIP_STILLS = 8
 _SIDE = 256  # pixels; smaller pictures are enlarged, each pixel to a square, as long as they stay below it
