@@ -122,20 +122,20 @@ class Training:
 
 
 TRAININGS = (
-    Training("diffusion_policy_tiny", "diffusion_policy", TINY),
-    Training("pi0_tiny", "pi0", TINY_MORE),
-    Training("openvla_tiny", "openvla", TINY_MORE, "head=l1"),
-    Training("reconvla_tiny", "reconvla", TINY_MORE),
-    Training("reconvla_tiny_without", "reconvla", TINY_MORE, "recon_weight=0", default=False),
-    Training("diffusion_policy_libero", "diffusion_policy", LIBERO),
-    Training("pi0_libero", "pi0", LIBERO),
-    Training("openvla_libero", "openvla", LIBERO, "head=l1"),
-    Training("reconvla_libero", "reconvla", LIBERO),
+    Training("diffusion_policy_small_tiny", "diffusion_policy", TINY),
+    Training("pi0_small_tiny", "pi0", TINY_MORE),
+    Training("openvla_small_tiny", "openvla", TINY_MORE, "head=l1"),
+    Training("reconvla_small_tiny", "reconvla", TINY_MORE),
+    Training("reconvla_small_tiny_without", "reconvla", TINY_MORE, "recon_weight=0", default=False),
+    Training("diffusion_policy_small_libero", "diffusion_policy", LIBERO),
+    Training("pi0_small_libero", "pi0", LIBERO),
+    Training("openvla_small_libero", "openvla", LIBERO, "head=l1"),
+    Training("reconvla_small_libero", "reconvla", LIBERO),
     # a third of LIBERO's pictures, a third of the steps
-    Training("diffusion_policy_robosuite", "diffusion_policy", ROBOSUITE, steps=1400),
-    Training("pi0_robosuite", "pi0", ROBOSUITE, steps=2000),
-    Training("openvla_robosuite", "openvla", ROBOSUITE, "head=l1", steps=1000),
-    Training("reconvla_robosuite", "reconvla", ROBOSUITE, steps=1200),
+    Training("diffusion_policy_small_robosuite", "diffusion_policy", ROBOSUITE, steps=1400),
+    Training("pi0_small_robosuite", "pi0", ROBOSUITE, steps=2000),
+    Training("openvla_small_robosuite", "openvla", ROBOSUITE, "head=l1", steps=1000),
+    Training("reconvla_small_robosuite", "reconvla", ROBOSUITE, steps=1200),
 )
 
 

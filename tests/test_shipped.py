@@ -91,10 +91,18 @@ def test_it_can_be_asked_for_by_name(one: Shipped) -> None:
 
 def test_a_wrong_name_is_one_sentence() -> None:
     suite = make_suite("tiny")
-    with pytest.raises(UsageError, match=r"Unknown shipped checkpoint 'pi0_tyni'\. Did you mean 'pi0_tiny'"):
+    with pytest.raises(UsageError, match=r"Unknown shipped checkpoint 'pi0_tyni'\. Did you mean 'pi0_small_tiny'"):
         make_policy("pi0", suite, "shipped:pi0_tyni")
     with pytest.raises(UsageError, match="is a checkpoint of 'pi0', not of 'reconvla'"):
-        make_policy("reconvla", suite, "shipped:pi0_tiny")
+        make_policy("reconvla", suite, "shipped:pi0_small_tiny")
+
+
+@every
+def test_no_name_is_that_of_an_official_checkpoint_and_the_old_one_says_the_new(one: Shipped) -> None:
+    assert one.name.startswith(f"{one.policy}_small_")
+    old = one.name.replace("_small", "")
+    with pytest.raises(UsageError, match=f"shipped:{old} is called shipped:{one.name} now"):
+        make_policy(one.policy, make_suite(one.suites[0]), f"shipped:{old}")
 
 
 def test_changed_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +127,7 @@ def played(out: Path, *arguments: str) -> str:
 @pytest.mark.sim
 @pytest.mark.slow
 def test_a_checkpoint_with_noise_on_its_weights_fails_the_gate(tmp_path: Path) -> None:
-    one = next(one for one in all_shipped() if one.name == "diffusion_policy_tiny")
+    one = next(one for one in all_shipped() if one.name == "diffusion_policy_small_tiny")
     damaged = shutil.copytree(one.path, tmp_path / "damaged")
     draw = torch.Generator().manual_seed(0)
     weights = {name: tensor.float() for name, tensor in read_tensors(damaged / WEIGHTS).items()}

@@ -540,6 +540,7 @@ def _checkpoints(_: str) -> list[dict[str, Any]]:
             "policy": one.policy,
             "suites": ", ".join(one.suites),
             "default": "yes" if one.default else "no",
+            "M parameters": round(one.parameters / 1e6, 1),
             "MB": round(one.bytes / 1e6, 1),
             "trained on": one.trained_on,
         }

@@ -1,5 +1,6 @@
 """The trained checkpoints that come with vla-bench: what a policy plays a suite with when no checkpoint is given.
 
+Each is called POLICY_small_DATA, for `pi0_libero` and the like are names of the authors' own checkpoints.
 `assets/shipped/manifest.json` names them and pins their SHA-256; `scripts/train_shipped.py` made both.
 """
 
@@ -40,6 +41,11 @@ class Shipped(NamedTuple):
         return FOLDER / self.name
 
     @property
+    def former_name(self) -> str:
+        """That it had until 2026-11, when it could be taken for one of the authors'."""
+        return self.name.replace("_small_", "_")
+
+    @property
     def note(self) -> str:
         """The line beside its numbers."""
         size = f"{self.parameters / 1e6:.1f} M parameters, {self.bytes / 1e6:.1f} MB"
@@ -68,6 +74,8 @@ def find_shipped(policy: str, suite: str, checkpoint: str | None) -> Shipped | N
         return None
     name = checkpoint.removeprefix(PREFIX)
     named = {one.name: one for one in all_shipped()}
+    if renamed := next((one.name for one in all_shipped() if one.former_name == name), None):
+        raise UsageError(f"{checkpoint} is called {PREFIX}{renamed} now; give that name.")
     if name not in named:
         raise unknown_name("shipped checkpoint", name, named)
     if named[name].policy != policy:
