@@ -46,6 +46,7 @@ from .diffusion_policy_model import (
     sample,
 )
 from .diffusion_policy_networks import TransformerSizes, UnetSizes
+from .folders import insist_on_checkpoint
 from .normalisation import Affine
 from .robomimic import ABSOLUTE_ARM, absolute_action, axis_angle_actions, camera_of, observed
 from .torch_policy import Acted, Batch, Batching, Dtype, Size, Stopwatch, TorchPolicy, need_weights, settings, untrained
@@ -267,6 +268,7 @@ def _tiny(suite: Suite, network: Network, seed: int) -> Official:
 
 def _read(path: Path, suite: Suite) -> Official:
     """Any checkpoint. Raises UsageError."""
+    insist_on_checkpoint(path)
     if path.is_dir() and is_ours(path):
         ours = read_ours(path, NAME)
         try:

@@ -36,6 +36,7 @@ from vla_bench.errors import UsageError
 from .checkpoints import read_json, read_tensors
 from .diffusion_policy_model import Input, Schedule, Sizes, VisionSizes
 from .diffusion_policy_networks import TransformerSizes, UnetSizes
+from .lerobot_steps import steps_of
 from .normalisation import Affine
 from .restricted_pickle import Archive, Stored
 
@@ -397,13 +398,13 @@ class Normaliser:
 def _normaliser(folder: Path, file: str, kind: str) -> Normaliser:
     if not (folder / file).is_file():
         return Normaliser()
-    steps = [step for step in read_json(folder / file).get("steps", []) if step.get("registry_name") == kind]
-    if not steps:
+    step = steps_of(folder / file).get(kind)
+    if step is None:
         raise UsageError(f"{folder / file} has no {kind}; is it a whole checkpoint?")
-    state = str(steps[0].get("state_file", ""))
+    state = str(step.get("state_file", ""))
     if Path(state).name != state:
         raise UsageError(f"{folder / file} names the state file {state!r}, which is not a file beside it.")
-    said = steps[0].get("config", {})
+    said = step.get("config", {})
     statistics = read_tensors(folder / state) if state else {}
     return Normaliser(said.get("norm_map", {}), statistics, said.get("eps", LEROBOT_EPS))
 

@@ -26,10 +26,12 @@ from vla_bench.types import ActionSpec, Float32
 
 from .checkpoints import read_json, read_ours, read_tensors, sha256_of
 from .conventions import CALVIN_ACTION, CALVIN_STATE, LIBERO_ACTION, LIBERO_STATE
+from .folders import insist_on_checkpoint
 from .normalisation import Affine
 from .openvla_images import PictureChain
 from .openvla_model import LlmSizes, Sizes
 from .openvla_vision import from_timm, sizes_of
+from .plain_llm import rope_theta
 from .tokens import JsonTokenizer, TextTokenizer, load_tokenizer
 
 Prompt = Literal["v1", "v0.1", "plain"]
@@ -134,13 +136,12 @@ class Wishes:
 def read(path: str | Path, wishes: Wishes) -> Loaded:
     """The checkpoint at that path. Raises UsageError for anything but the formats above."""
     folder = Path(path)
-    if not folder.exists():
-        raise UsageError(f"There is nothing at {folder}; openvla reads {READS}.")
-    if folder.suffix == ".pt" or (folder / "checkpoints").is_dir():
+    if folder.suffix == ".pt" or any((folder / "checkpoints").glob("*.pt")):
         raise UsageError(
             f"{folder} is a run of Prismatic's own training, which lacks the tokenizer; convert it with OpenVLA's "
             "vla-scripts/extern/convert_openvla_weights_to_hf.py and name the directory that writes."
         )
+    insist_on_checkpoint(path)
     if not folder.is_dir():
         raise UsageError(f"{folder} is a file; openvla reads {READS}.")
     config = read_json(folder / "config.json")
@@ -246,11 +247,12 @@ def _llm(config: Mapping[str, Any]) -> LlmSizes:
     """The Llama that config.json describes; what it leaves out has LlamaConfig's defaults."""
     given = dict(config.get("text_config", {}))
     kind = given.get("model_type", "llama")
-    if kind != "llama" or given.get("rope_scaling") or config.get("n_action_bins", BINS) != BINS:
+    if kind != "llama" or config.get("n_action_bins", BINS) != BINS:
         raise UsageError(
             f"openvla reads checkpoints on a plain Llama with {BINS} action bins; this one is on {kind!r} with "
-            f"rope_scaling {given.get('rope_scaling')} and {config.get('n_action_bins', BINS)} bins."
+            f"{config.get('n_action_bins', BINS)} bins."
         )
+    given["rope_theta"] = rope_theta(given, LlmSizes.rope_theta)
     known = {field.name: given[field.name] for field in fields(LlmSizes) if field.name in given}
     if "vocab_size" not in known:
         raise UsageError("The checkpoint's config.json says no text_config.vocab_size; download it again.")

@@ -6,14 +6,15 @@ them and how it is read); size=tiny makes an untrained model of about a million 
 * Pictures: ours are upright. LIBERO's raw ones are upside down, and openpi and lerobot turn them by 180 degrees, which
   is the upright picture mirrored: official checkpoints with convention=libero get it mirrored, others as it is
   (option mirror).
-* Views: the third-person camera, then the wrist's. openpi's third view (right_wrist_0_rgb) does not exist in LIBERO and
-  is masked there; masked tokens are seen by nobody and take no position, so here they are left out: same answer, a
-  third less to compute.
+* Views: by name, where the names are the suite's own or say which is the wrist's; otherwise they have to be told.
+  openpi's third view (right_wrist_0_rgb) does not exist in LIBERO and is masked there; masked tokens are seen by nobody
+  and take no position, so here they are left out: same answer, a third less to compute.
 * State: the suite's 8 numbers in LIBERO (hand position, axis-angle, two fingers), normalised, padded with zeros to 32.
   π0.5 reads it in its prompt, as bins 0 to 255 (-1 below the range), not padded.
 * Actions go to the suite as they come: no gripper flip, no threshold, no clipping (openpi examples/libero).
-* The chunk is open loop. openpi replans LIBERO every 5 actions of 50 (π0) or 10 (π0.5), and so does size=tiny; official
-  checkpoints do not say their robot, so run them with --execute 5. The paper found temporal ensembling harmful.
+* The chunk is open loop. openpi replans LIBERO every 5 actions of 50 (π0) or 10 (π0.5), and so does size=tiny;
+  lerobot's checkpoints say n_action_steps, openpi's nothing, so run those with --execute 5. The paper found temporal
+  ensembling harmful.
 * Noise is drawn from each observation's seed; upstream's is not seeded per episode.
 * Prompts are padded to a multiple of 16 tokens instead of to 48 or 200: padding is masked, so this changes no answer.
 * The loss is openpi's: mean squared error over all 32 dimensions, and over the actions repeated past an episode's end.
@@ -21,6 +22,7 @@ them and how it is read); size=tiny makes an untrained model of about a million 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -37,6 +39,7 @@ from vla_bench.types import ActionSpec, Camera, Float32, Observation, PolicySpec
 
 from .checkpoints import is_ours, read_ours, sha256_of
 from .conventions import LIBERO_ACTION, LIBERO_STATE
+from .folders import insist_on_checkpoint
 from .normalisation import Affine
 from .pi0_formats import ARM, Official, Reading, loaded, missing_views, read_official, truncated
 from .pi0_inputs import cleaned, padded, pillow_resize_with_pad, state_prompt
@@ -96,6 +99,7 @@ class Pi0(TorchPolicy):
         state_in_prompt: of π0.5; padded: with zeros, to 32 numbers unless the checkpoint says another; auto: padded for
             those of lerobot before 0.5, no for openpi's pi05_libero, real for others.
         steps: Euler steps; 0: the checkpoint's, 10 for all that are known.
+        horizon: actions of an answer, for folders of openpi's train_pytorch.py, which do not say it.
         vision_heads: of the vision tower; 0: 16 at the official width, 4 at any other.
         device: cpu, cuda, or auto.
         dtype: bfloat16 and float16 keep the vision tower, norms and small projections in float32, as upstream.
@@ -123,6 +127,7 @@ class Pi0(TorchPolicy):
         relative: Literal["auto", "arm", "no"] = "auto",
         state_in_prompt: Literal["auto", "no", "real", "padded"] = "auto",
         steps: int = 0,
+        horizon: int = 0,
         vision_heads: int = 0,
         device: str = "auto",
         dtype: Dtype = "auto",
@@ -131,6 +136,8 @@ class Pi0(TorchPolicy):
     ) -> None:
         need_weights(NAME, checkpoint, size)
         how = settings(device, dtype, compile, batching)
+        if checkpoint is not None:
+            insist_on_checkpoint(checkpoint)
         if checkpoint is None or is_ours(checkpoint):
             for_official_ones = {
                 "tokenizer": tokenizer,
@@ -138,6 +145,7 @@ class Pi0(TorchPolicy):
                 "statistics": statistics,
                 "convention": convention == "suite",
                 "cameras": cameras,
+                "horizon": horizon,
                 "vision_heads": vision_heads,
             }
             _refuse([name for name, given in for_official_ones.items() if given])
@@ -146,7 +154,7 @@ class Pi0(TorchPolicy):
         elif is_ours(checkpoint):
             parts = _ours(suite, Path(checkpoint), how.dtype)
         else:
-            official = read_official(Path(checkpoint), asset, statistics, vision_heads)
+            official = read_official(Path(checkpoint), asset, statistics, vision_heads, horizon)
             _insist(official, {"relative": relative, "state_in_prompt": state_in_prompt})
             if tokenizer:
                 official = replace(official, tokenizer=Path(tokenizer))
@@ -378,15 +386,29 @@ def _views(suite: Suite, official: Official, said: str) -> tuple[Camera, ...]:
                 f"{', '.join(official.views)}."
             )
         return _named(suite, [name for name in names if name != "-"])
-    shown = [view for view in official.views if view not in missing_views(official.views)]
-    ordinary = 1 <= len(shown) <= min(2, len(suite.cameras)) and "wrist" not in shown[0]
-    if not ordinary:
-        known = ", ".join(camera.name for camera in suite.cameras)
+    shown = [view.rsplit(".", 1)[-1] for view in official.views if view not in missing_views(official.views)]
+    known = [camera.name for camera in suite.cameras]
+    if shown and set(shown) <= set(known):
+        return _named(suite, shown)
+    places = [place for view in shown if (place := _place(view)) is not None]
+    if not places or not len(set(places)) == len(places) == len(shown) or max(places) >= len(known):
         raise UsageError(
-            f"The checkpoint's views are {', '.join(official.views)}, and which of {known} each is cannot be "
-            "told; say --policy-args cameras=..., in the order of the views, - for none."
+            f"The checkpoint's views are {', '.join(official.views)}, and which of {', '.join(known)} each is cannot "
+            "be told; say --policy-args cameras=..., in the order of the views, - for none."
         )
-    return suite.cameras[: len(shown)]
+    return tuple(suite.cameras[place] for place in places)
+
+
+_HAND = re.compile(r"wrist|hand|gripper|^image_?2$")
+_SCENE = re.compile(r"^image(_?1)?$|base|agent|front|static|third|exterior|external|scene")
+"""Names of views on the hand, and on the scene, in the data sets of LIBERO, CALVIN, DROID and BridgeData."""
+
+
+def _place(view: str) -> int | None:
+    """Which of a suite's cameras a view of that name is: 0 the third-person one, 1 the wrist's, None unknown."""
+    if _HAND.search(view):
+        return 1
+    return 0 if _SCENE.search(view) else None
 
 
 def _named(suite: Suite, names: Sequence[str]) -> tuple[Camera, ...]:

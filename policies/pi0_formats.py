@@ -1,6 +1,7 @@
 """Official π0 and π0.5 directories, read: openpi's PyTorch export and lerobot's pi0 and pi05.
 
-    openpi    config.json (action_dim, action_horizon, ...), model.safetensors, assets/<asset id>/norm_stats.json
+    openpi    config.json (action_dim, action_horizon, ...), model.safetensors, assets/<asset id>/norm_stats.json;
+              of train_pytorch.py without config.json, so that the horizon has to be given
     lerobot   config.json (type pi0 or pi05), model.safetensors, policy_preprocessor.json and
               policy_postprocessor.json with the .safetensors that they name, tokenizer/ since version 0.5
 
@@ -16,6 +17,7 @@ What they say differently, and how it is read here:
   lerobot 0.4 padded with -3 instead of -1 where a picture is not square; 0.5's way is used.
 * Actions. openpi's pi0_libero learnt actions[:6] - state[:6] (its legacy delta transform), pi05_libero did not; lerobot
   says so in its absolute_actions_processor. openpi's LIBERO checkpoints are told by the name of their asset.
+* Actions played of a chunk: lerobot's config.json says n_action_steps, openpi's files nothing.
 * Sizes are those of the tensors: lerobot's config.json says gemma_2b whatever the shapes.
 * Checkpoints of lerobot before 0.4 have no processor files; their statistics are among the weights.
 """
@@ -34,8 +36,10 @@ from torch import Tensor
 from vla_bench.errors import UsageError
 
 from .checkpoints import load_into, read_json, read_tensors
+from .folders import insist_on_checkpoint
+from .lerobot_steps import steps_of
 from .normalisation import Affine
-from .pi0_model import STEPS, Pi0Model, Sizes
+from .pi0_model import STEPS, Pi0Model, Sizes, Variant
 from .pi0_names import our_tensors, sizes_of
 
 OPENPI_EPS, LEROBOT_EPS = 1e-6, 1e-8
@@ -43,6 +47,15 @@ STATE, ACTION = "observation.state", "action"
 PRE_0_4_STATISTICS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
 ARM = (True,) * 6 + (False,)
 """openpi's delta mask of LIBERO: the pose is relative to the state, the gripper is not."""
+_FOLLOWED = (
+    "pi0_new_line_processor",
+    "smolvla_new_line_processor",  # the same step, as some releases registered it
+    "pi05_prepare_state_tokenizer_processor_step",
+    "tokenizer_processor",
+    "relative_actions_processor",
+    "absolute_actions_processor",
+)
+"""Steps of lerobot's processor files that belong to π0."""
 READABLE = "openpi's PyTorch export, lerobot's pi0 and pi05, or a directory that vla-bench wrote"
 
 
@@ -98,14 +111,20 @@ class Official:
     """The option that nothing in the directory decides and that therefore cannot be auto."""
 
 
-def read_official(folder: Path, asset: str = "", statistics: str = "", vision_heads: int = 0) -> Official:
-    """The directory of openpi or lerobot. Raises UsageError for anything else."""
+def read_official(
+    folder: Path, asset: str = "", statistics: str = "", vision_heads: int = 0, horizon: int = 0
+) -> Official:
+    """The directory of openpi or lerobot. Raises UsageError for anything else.
+
+    `horizon` is for directories of openpi's train_pytorch.py, which have no config.json to say it.
+    """
+    insist_on_checkpoint(folder)
     if (folder / "params").is_dir() and not (folder / "model.safetensors").is_file():
         raise UsageError(
             f"{folder} is a JAX checkpoint of openpi; convert it with openpi's "
             "examples/convert_jax_model_to_pytorch.py and pass the directory that this writes."
         )
-    config = read_json(folder / "config.json")
+    config = _config(folder, horizon)
     if config.get("type") in ("pi0", "pi05"):
         return _read_lerobot(folder, config, statistics, vision_heads)
     if "action_horizon" in config and "type" not in config:
@@ -115,6 +134,24 @@ def read_official(folder: Path, asset: str = "", statistics: str = "", vision_he
 
 
 # openpi
+
+
+def _config(folder: Path, horizon: int) -> dict[str, Any]:
+    """config.json, or what stands for it where openpi's own training wrote the weights without one."""
+    if horizon < 0:
+        raise UsageError(f"horizon should be at least 1, got {horizon}.")
+    if (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
+        config = read_json(folder / "config.json")
+        if horizon:
+            raise UsageError(f"{folder / 'config.json'} says how many actions it answers; leave horizon out.")
+        return config
+    if not horizon:
+        raise UsageError(
+            f"{folder} has no config.json. If openpi's train_pytorch.py wrote it, nothing in it says how many actions "
+            "it answers: give its config's action_horizon, --policy-args horizon=10 (pi05_libero) or horizon=50 (most "
+            "others)."
+        )
+    return {"action_horizon": horizon}
 
 
 def _read_openpi(folder: Path, config: Mapping[str, Any], asset: str, statistics: str, vision_heads: int) -> Official:
@@ -189,10 +226,7 @@ def openpi_statistics(file: Path, quantiles: bool) -> tuple[Affine, Affine]:
 def _read_lerobot(folder: Path, config: Mapping[str, Any], statistics: str, vision_heads: int) -> Official:
     stored = read_tensors(folder)
     sizes, tensors = _lerobot_weights(folder, config, stored, vision_heads)
-    if statistics:
-        state, action = openpi_statistics(Path(statistics), quantiles=sizes.variant == "pi05")
-    else:
-        state, action = _lerobot_statistics(folder, config, stored)
+    state, action = _lerobot_statistics(folder, config, stored, statistics, sizes.variant)
     steps = _steps(folder / "policy_preprocessor.json")
     tokens = steps.get("tokenizer_processor", {}).get("config", {})
     old = sizes.variant == "pi0"
@@ -204,6 +238,7 @@ def _read_lerobot(folder: Path, config: Mapping[str, Any], statistics: str, visi
         resize="torch",
         relative=_lerobot_relative(folder, config),
         steps=_euler_steps(config),
+        execute=_played(folder, config, sizes.horizon),
     )
     return Official(
         sizes=sizes,
@@ -279,11 +314,18 @@ def _euler_steps(config: Mapping[str, Any]) -> int:
     return int(config.get("num_inference_steps", config.get("num_steps", STEPS)))
 
 
-def _steps(file: Path) -> dict[str, dict[str, Any]]:
-    """Registry name to step of a processor file; nothing where there is none, as before lerobot 0.4."""
-    if not file.is_file():
-        return {}
-    return {str(step.get("registry_name", step.get("class"))): step for step in read_json(file).get("steps", [])}
+def _steps(file: Path) -> dict[str, Mapping[str, Any]]:
+    return steps_of(file, _FOLLOWED)
+
+
+def _played(folder: Path, config: Mapping[str, Any], horizon: int) -> int | None:
+    """n_action_steps, which lerobot plays of a chunk before it asks again."""
+    said = config.get("n_action_steps")
+    if said is not None and (not isinstance(said, int) or not 1 <= said <= horizon):
+        raise UsageError(
+            f"{folder / 'config.json'} says n_action_steps {said!r}, expected a number from 1 to {horizon}."
+        )
+    return said
 
 
 def _lerobot_relative(folder: Path, config: Mapping[str, Any]) -> tuple[bool, ...]:
@@ -306,8 +348,13 @@ def _lerobot_relative(folder: Path, config: Mapping[str, Any]) -> tuple[bool, ..
     return (*mask, *(True,) * (dim - len(mask)))
 
 
-def _lerobot_statistics(folder: Path, config: Mapping[str, Any], stored: Mapping[str, Tensor]) -> tuple[Affine, Affine]:
+def _lerobot_statistics(
+    folder: Path, config: Mapping[str, Any], stored: Mapping[str, Tensor], statistics: str, variant: Variant
+) -> tuple[Affine, Affine]:
     pre, post = (_steps(folder / f"policy_{name}processor.json") for name in ("pre", "post"))
+    _refuse_normalised_pictures(folder, config, stored, pre.get("normalizer_processor"))
+    if statistics:
+        return openpi_statistics(Path(statistics), quantiles=variant == "pi05")
     if pre:
         return (
             _saved_map(folder, pre.get("normalizer_processor"), STATE, "STATE"),
@@ -320,6 +367,28 @@ def _lerobot_statistics(folder: Path, config: Mapping[str, Any], stored: Mapping
     )
 
 
+def _refuse_normalised_pictures(
+    folder: Path, config: Mapping[str, Any], stored: Mapping[str, Tensor], step: Mapping[str, Any] | None
+) -> None:
+    """Raises UsageError where lerobot would normalise pictures: π0's are read in [-1, 1] as they come.
+
+    lerobot leaves pictures alone whose statistics are not there, whatever their mode.
+    """
+    if step is not None:
+        modes, numbers = step.get("config", {}).get("norm_map", {}), _state_of(folder, step)
+        found = [view for view in views_of(config) if any(name.startswith(f"{view}.") for name in numbers)]
+    else:
+        modes = config.get("normalization_mapping", {})
+        buffers = {view: f"normalize_inputs.buffer_{view.replace('.', '_')}." for view in views_of(config)}
+        found = [view for view, beginning in buffers.items() if _buffers(stored, beginning)]
+    mode = modes.get("VISUAL", "IDENTITY")
+    if mode != "IDENTITY" and found:
+        raise UsageError(
+            f"{folder} normalises its pictures by {mode} ({found[0]}), which is not followed here: pi0 reads "
+            "checkpoints whose norm_map says VISUAL IDENTITY, as π0's own do."
+        )
+
+
 def _buffers(stored: Mapping[str, Tensor], beginning: str) -> dict[str, Tensor]:
     return {name.removeprefix(beginning): tensor for name, tensor in stored.items() if name.startswith(beginning)}
 
@@ -328,11 +397,7 @@ def _saved_map(folder: Path, step: Mapping[str, Any] | None, feature: str, kind:
     """The map of one feature: mode from the step's norm_map, numbers from its state file."""
     if step is None:
         raise UsageError(f"{folder} has processor files without a normaliser of {feature}; is it a whole checkpoint?")
-    file = Path(str(step.get("state_file", "")))
-    if file.name != str(file):
-        raise UsageError(f"{folder} names the state file {str(file)!r}, which is not a file beside it.")
-    stored = read_tensors(folder / file) if file.name else {}
-    said = step.get("config", {})
+    stored, said = _state_of(folder, step), step.get("config", {})
     return _map(
         folder,
         _buffers(stored, f"{feature}."),
@@ -340,6 +405,14 @@ def _saved_map(folder: Path, step: Mapping[str, Any] | None, feature: str, kind:
         feature,
         said.get("eps", LEROBOT_EPS),
     )
+
+
+def _state_of(folder: Path, step: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a step's state file."""
+    file = Path(str(step.get("state_file", "")))
+    if file.name != str(file):
+        raise UsageError(f"{folder} names the state file {str(file)!r}, which is not a file beside it.")
+    return read_tensors(folder / file) if file.name else {}
 
 
 def _map(

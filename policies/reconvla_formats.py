@@ -24,7 +24,9 @@ from vla_bench.types import ActionSpec, Suite
 
 from .checkpoints import is_ours, read_json, read_ours, read_tensors, sha256_of
 from .conventions import CALVIN_ACTION, CALVIN_STATE
+from .folders import insist_on_checkpoint
 from .normalisation import Affine
+from .plain_llm import rope_theta
 from .recipes import CROP
 from .reconvla_language import LanguageSizes
 from .reconvla_model import HeadSizes, LatentSizes, ReconModel, ReconSizes, VisionSizes
@@ -49,6 +51,7 @@ CALVIN_STD = (
 _STD_EPS, _DEVIATIONS = 1e-5, 3.0
 """A state three standard deviations from the mean becomes 1."""
 _END = "<|im_end|>"
+_SELECTED = -2
 _TOWER = "model.vision_tower.vision_tower.vision_model."
 _NET = "model.mm_inv_projector.net."
 _AUTOENCODER = "model.pixel_decoder.pixel_decoder."
@@ -115,6 +118,7 @@ def untrained(suite: Suite, head: bool) -> Loaded:
 
 def read(path: str, head: bool) -> Loaded:
     """The checkpoint in that directory, with its reconstruction head or without. Raises UsageError."""
+    insist_on_checkpoint(path)
     folder = Path(path)
     return _read_own(folder, head) if is_ours(folder) else _read_released(folder, head)
 
@@ -217,12 +221,14 @@ def _language(config: Mapping[str, Any]) -> LanguageSizes:
         heads=config["num_attention_heads"],
         kv_heads=config["num_key_value_heads"],
         mlp=config["intermediate_size"],
-        theta=config["rope_theta"],
+        theta=rope_theta(config),
         eps=config["rms_norm_eps"],
     )
 
 
 def _vision(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> VisionSizes:
+    if (layer := config.get("mm_vision_select_layer", _SELECTED)) != _SELECTED:
+        raise UsageError(f"mm_vision_select_layer is {layer}; ReconVLA reads SigLIP's last layer but one, {_SELECTED}.")
     width, _, patch, _ = tensors[f"{_TOWER}embeddings.patch_embedding.weight"].shape
     tower = str(config["mm_vision_tower"])
     named = re.search(r"patch\d+-(\d+)", tower)

@@ -200,9 +200,10 @@ class PixelDecoder(nn.Module):
             use_post_quant_conv=False,
         ).requires_grad_(False)
 
-    def encode(self, picture: Tensor) -> Tensor:
-        mean: Tensor = self.pixel_decoder.encode(picture).latent_dist.mode()
-        return (mean - FLUX_SHIFT) * FLUX_SCALE
+    def encode(self, picture: Tensor, generator: torch.Generator) -> Tensor:
+        """Latents drawn from what the encoder answers, a mean and a deviation, as the released training does."""
+        drawn: Tensor = self.pixel_decoder.encode(picture).latent_dist.sample(generator)
+        return (drawn - FLUX_SHIFT) * FLUX_SCALE
 
     def decode(self, latents: Tensor) -> Tensor:
         picture: Tensor = self.pixel_decoder.decode(latents / FLUX_SCALE + FLUX_SHIFT).sample
@@ -309,7 +310,7 @@ class ReconModel(nn.Module):
         if gazes is None:
             return Losses(action, None)
         seen = self._at_patches(states, starts)
-        return Losses(action, self.model.mm_inv_projector.loss(self.latents(gazes), seen, generator))
+        return Losses(action, self.model.mm_inv_projector.loss(self.latents(gazes, generator), seen, generator))
 
     def reconstruct(self, pictures: Tensor, prompts: Sequence[Prompt], generator: torch.Generator) -> Tensor:
         """The picture that the head believes in: (B, 3, s, s), about [-1, 1].
@@ -322,14 +323,17 @@ class ReconModel(nn.Module):
         return self.picture(self.model.mm_inv_projector.sample(seen, generator))
 
     @torch.no_grad()
-    def latents(self, pictures: Tensor) -> Tensor:
-        """(B, C, g, g) of pictures of any size, which are stretched to the latents' own bilinearly."""
+    def latents(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
+        """(B, C, g, g) of pictures of any size, which are stretched to the latents' own bilinearly.
+
+        An autoencoder's are drawn; without one (size tiny) they are the pixels, and nothing is random.
+        """
         sizes = self._need_head().latents
         side = self.sizes.vision.grid * sizes.pixels
         fitted = F.interpolate(pictures, (side, side), mode="bilinear", antialias=True)
         if not sizes.autoencoder:
             return F.pixel_unshuffle(fitted, sizes.patch)
-        return F.pixel_unshuffle(self.model.pixel_decoder.encode(fitted), _PATCHIFY)
+        return F.pixel_unshuffle(self.model.pixel_decoder.encode(fitted, generator), _PATCHIFY)
 
     @torch.no_grad()
     def picture(self, latents: Tensor) -> Tensor:

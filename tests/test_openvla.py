@@ -818,7 +818,7 @@ def fails(folder, *said, on=None, **arguments):
 
 
 def test_nothing_there_says_what_is_read(tmp_path):
-    fails(tmp_path / "absent", "There is nothing at", "model_type openvla")
+    fails(tmp_path / "absent", "There is nothing at")
     fails(tmp_path, "has no config.json")
 
 
@@ -835,6 +835,46 @@ def test_another_architecture_is_refused(copied):
 def test_another_language_model_is_refused(copied):
     change(copied, text_config={"model_type": "mistral", "vocab_size": 32064})
     fails(copied, "'mistral'", "plain Llama")
+
+
+def llm_says(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    write(folder / "config.json", {**config, "text_config": {**config["text_config"], **changes}})
+
+
+@pytest.mark.parametrize(
+    ("said", "theta"),
+    [
+        ({}, 1e4),
+        ({"rope_theta": 5e5}, 5e5),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, 5e5),
+        ({"rope_parameters": {"rope_type": "default"}, "rope_theta": 5e5}, 5e5),
+        ({"rope_scaling": {"type": "default"}}, 1e4),
+    ],
+)
+def test_the_base_of_positions_is_read_as_transformers_4_and_5_write_it(copied, said, theta):
+    llm_says(copied, **said)
+    assert OpenVLA(suite(), str(copied), device="cpu")._net.sizes.llm.rope_theta == theta
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "scaled rotary positions"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}}, "scaled rotary positions"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "scaled rotary positions"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+    ],
+)
+def test_a_language_model_that_computes_otherwise_is_refused(copied, said, sentence):
+    llm_says(copied, **said)
+    fails(copied, sentence)
+
+
+def test_an_adapter_beside_the_weights_is_refused(copied):
+    (copied / "adapter_model.safetensors").write_bytes(b"")
+    fails(copied, "holds an adapter (adapter_model.safetensors)", "merge")
 
 
 def test_another_tower_is_refused(copied):

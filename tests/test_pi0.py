@@ -369,7 +369,154 @@ def test_empty_cameras_are_left_out_and_unknown_orders_must_be_said(tmp_path):
     Pi0(suite(), str(folder), cameras="robot0_eye_in_hand,agentview,-")
 
 
+@pytest.mark.parametrize(
+    ("views", "order"),
+    [
+        (("image", "image2"), (0, 1)),
+        (("image2", "image"), (1, 0)),
+        (("agentview", "robot0_eye_in_hand"), (0, 1)),
+        (("robot0_eye_in_hand", "agentview"), (1, 0)),
+        (("rgb_static", "rgb_gripper"), (0, 1)),
+        (("gripper", "static"), (1, 0)),
+        (("wrist_image", "exterior_image_1_left"), (1, 0)),
+        (("base_0_rgb",), (0,)),
+        (("left_wrist_0_rgb",), (1,)),
+    ],
+)
+def test_views_are_told_by_their_names(tmp_path, views, order):
+    policy = Pi0(suite(), str(with_views(tmp_path, views)))
+    assert policy.spec.cameras == tuple(CAMERAS[place] for place in order)
+
+
+@pytest.mark.parametrize(
+    "views", [("camera1", "camera2"), ("front", "side"), ("agentview", "other"), ("left", "wrist")]
+)
+def test_views_whose_names_do_not_tell_have_to_be_said(tmp_path, views):
+    folder = with_views(tmp_path, views)
+    with pytest.raises(UsageError, match="cannot be told; say --policy-args cameras="):
+        Pi0(suite(), str(folder))
+    assert Pi0(suite(), str(folder), cameras="robot0_eye_in_hand,agentview").spec.cameras == CAMERAS[::-1]
+
+
+def with_views(tmp_path: Path, views: tuple[str, ...]) -> Path:
+    folder = lerobot_folder(tmp_path / "ckpt")
+    features = {f"observation.images.{view}": {"type": "VISUAL", "shape": [3, 56, 56]} for view in views}
+    state = {"observation.state": {"type": "STATE", "shape": [8]}}
+    edit_json(folder / "config.json", input_features={**features, **state})
+    return folder
+
+
+@pytest.mark.parametrize(("said", "played"), [(3, 3), (6, 6), (None, None)])
+def test_as_many_actions_are_played_as_lerobots_config_says(tmp_path, said, played):
+    folder = lerobot_folder(tmp_path / "ckpt")
+    edit_json(folder / "config.json", n_action_steps=said)
+    assert Pi0(suite(), str(folder)).spec.execute == played
+
+
+@pytest.mark.parametrize("said", [0, 7, "3", 2.5])
+def test_impossible_numbers_of_played_actions_are_one_sentence(tmp_path, said):
+    folder = lerobot_folder(tmp_path / "ckpt")
+    edit_json(folder / "config.json", n_action_steps=said)
+    with pytest.raises(UsageError, match=r"says n_action_steps .*, expected a number from 1 to 6"):
+        Pi0(suite(), str(folder))
+
+
+def with_picture_statistics(folder: Path, mode: str) -> Path:
+    file = folder / "policy_preprocessor.json"
+    said = json.loads(file.read_text())
+    for step in said["steps"]:
+        if "norm_map" in step.get("config", {}):
+            step["config"]["norm_map"]["VISUAL"] = mode
+            numbers = load_file(folder / step["state_file"])
+            mean = {"observation.images.image.mean": torch.full((3, 1, 1), 0.45)}
+            save_file({**numbers, **mean}, folder / step["state_file"])
+    write_json(file, said)
+    return folder
+
+
+def test_pictures_that_lerobot_would_normalise_are_refused(tmp_path):
+    Pi0(suite(), str(with_picture_statistics(lerobot_folder(tmp_path / "plain"), "IDENTITY")))
+    with pytest.raises(UsageError, match=r"normalises its pictures by MEAN_STD \(observation.images.image\)"):
+        Pi0(suite(), str(with_picture_statistics(lerobot_folder(tmp_path / "normalised"), "MEAN_STD")))
+
+
+@pytest.mark.parametrize("where", ["pre", "post"])
+@pytest.mark.parametrize("step", [{"registry_name": "state_jitter"}, {"class": "mine.Crop"}])
+def test_a_step_that_is_not_followed_is_refused_by_name(tmp_path, where, step):
+    folder = lerobot_folder(tmp_path / "ckpt")
+    file = folder / f"policy_{where}processor.json"
+    said = json.loads(file.read_text())
+    write_json(file, {**said, "steps": [*said["steps"], {**step, "config": {}}]})
+    name = next(iter(step.values()))
+    with pytest.raises(UsageError, match=f"policy_{where}processor.json has the step '{name}', which is not followed"):
+        Pi0(suite(), str(folder))
+
+
+@pytest.mark.parametrize("adapter", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_adapter_is_never_left_out_without_a_word(tmp_path, adapter, alone):
+    folder = lerobot_folder(tmp_path / "ckpt")
+    write_json(folder / adapter, {})
+    if alone:
+        (folder / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match=rf"holds an adapter \({adapter}\).*merge it"):
+        Pi0(suite(), str(folder))
+
+
+@pytest.mark.parametrize(
+    ("written", "named"),
+    [
+        ("000100/pretrained_model", "000100/pretrained_model"),
+        ("checkpoints/020000/pretrained_model", "checkpoints/020000/pretrained_model"),
+        ("30000", "30000"),
+    ],
+)
+def test_a_folder_above_a_checkpoint_names_the_one_inside(tmp_path, written, named):
+    lerobot_folder(tmp_path / "run" / written)
+    with pytest.raises(UsageError, match=f"run is no checkpoint itself; name the one inside: .*/run/{named}[.]$"):
+        Pi0(suite(), str(tmp_path / "run"))
+
+
+def test_the_newest_of_several_is_named(tmp_path):
+    for step in ("9000", "10000"):
+        lerobot_folder(tmp_path / "run" / step)
+    with pytest.raises(UsageError, match=r"name the one inside: .*/run/10000, of 2 in it"):
+        Pi0(suite(), str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("lerobot/pi0_libero", "nothing is downloaded.*hf download lerobot/pi0_libero --local-dir pi0_libero"),
+        ("gs://openpi-assets/checkpoints/pi05_libero", "is an address, and nothing is downloaded"),
+        ("./nowhere", "There is nothing at"),
+        ("pi0_small_tiny", "say --checkpoint shipped:pi0_small_tiny"),
+    ],
+)
+def test_what_is_not_there_says_how_to_get_it(given, said):
+    with pytest.raises(UsageError, match=said):
+        Pi0(suite(), given)
+
+
 # openpi's directories
+
+
+def test_a_folder_of_openpis_own_training_is_played_once_its_horizon_is_said(tmp_path):
+    whole = openpi(openpi_folder(tmp_path / "whole", "pi05"))
+    folder = openpi_folder(tmp_path / "trained", "pi05")
+    (folder / "config.json").unlink()
+    torch.save({"global_step": 1000}, folder / "metadata.pt")
+    torch.save({}, folder / "optimizer.pt")
+    with pytest.raises(UsageError, match=r"nothing in it says how many actions it answers: .*horizon=10"):
+        openpi(folder)
+    seen = observations()
+    policy = openpi(folder, horizon=10)
+    assert policy.spec.chunk == 10
+    np.testing.assert_array_equal(policy.infer(seen)[0].actions, whole.infer(seen)[0].actions)
+    with pytest.raises(UsageError, match="leave horizon out"):
+        openpi(tmp_path / "whole", horizon=10)
+    with pytest.raises(UsageError, match="horizon should be at least 1, got -1"):
+        openpi(folder, horizon=-1)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

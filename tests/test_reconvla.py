@@ -428,6 +428,18 @@ DAMAGES = {
     "no shard": (lambda f: drop(f, "model-00002-of-00002.safetensors"), "which is not there"),
     "no config": (lambda f: drop(f, "config.json"), "has no config.json"),
     "no width": (lambda f: edit_config(f, hidden_size=None), "has no hidden_size"),
+    "scaled positions": (
+        lambda f: edit_config(f, rope_scaling={"type": "linear", "factor": 4.0}),
+        "scaled rotary positions",
+    ),
+    "scaled positions of transformers 5": (
+        lambda f: edit_config(f, rope_theta=None, rope_parameters={"rope_type": "yarn", "rope_theta": 1e6}),
+        "scaled rotary positions",
+    ),
+    "no base of positions": (lambda f: edit_config(f, rope_theta=None), "has no rope_theta"),
+    "sliding window": (lambda f: edit_config(f, use_sliding_window=True), "use_sliding_window True"),
+    "another layer": (lambda f: edit_config(f, mm_vision_select_layer=-1), "mm_vision_select_layer is -1"),
+    "adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "holds an adapter"),
     "no tower size": (lambda f: edit_config(f, mm_vision_tower="clip-large"), "expected a SigLIP"),
     "no tokenizer": (lambda f: drop(f, "merges.txt"), "expected tokenizer.json, or vocab.json and merges.txt"),
     "damaged tokenizer": (lambda f: (f / "tokenizer.json").write_text('{"model": 3}'), "damaged tokenizer"),
@@ -450,6 +462,12 @@ def test_a_damaged_directory_is_refused_in_one_sentence(released, tmp_path, dama
     assert "\n" not in str(caught.value)
 
 
+def test_the_base_of_positions_is_read_as_transformers_5_writes_it(released, tmp_path):
+    folder = copied(released, tmp_path / "new")
+    edit_config(folder, rope_theta=None, rope_parameters={"rope_type": "default", "rope_theta": 5e5})
+    assert ReconVLA(CALVIN, str(folder)).model.sizes.language.theta == 5e5
+
+
 def one_camera(suite):
     return replace(suite, cameras=suite.cameras[:1])
 
@@ -460,7 +478,7 @@ def one_camera(suite):
         (lambda folder: ReconVLA(TOY), "give --checkpoint"),
         (lambda folder: ReconVLA(TOY, str(folder), size="tiny"), "both"),
         (lambda folder: ReconVLA(TOY, str(folder)), "trained for CALVIN"),
-        (lambda folder: ReconVLA(TOY, str(folder / "nowhere")), "has no config.json"),
+        (lambda folder: ReconVLA(TOY, str(folder / "nowhere")), "There is nothing at"),
         (lambda folder: ReconVLA(one_camera(TOY), size="tiny"), "has 1"),
         (lambda folder: ReconVLA(TOY, size="tiny", stray_ids="yes"), "stray_ids=yes needs action tokens that are text"),
         (lambda folder: ReconVLA(TOY, size="tiny", device="cuda:77"), "device"),

@@ -174,8 +174,9 @@ def test_reconstruction_reads_the_last_states_at_the_patches(model, pictures):
         embeds = their_embeddings(model, language, picture, prompt)
         last = language.model(inputs_embeds=embeds).last_hidden_state[0]
         states.append(last[len(prompt.before) : len(prompt.before) + 16])
-    head, latents = model.model.mm_inv_projector, model.latents(pictures.flip(0))
-    expected = head.loss(latents, torch.stack(states), torch.Generator().manual_seed(3))
+    draw = torch.Generator().manual_seed(3)
+    head, latents = model.model.mm_inv_projector, model.latents(pictures.flip(0), draw)
+    expected = head.loss(latents, torch.stack(states), draw)
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -192,10 +193,25 @@ def test_losses_reach_every_weight_but_the_frozen_and_unused_ones(pictures):
 
 def test_autoencoder_latents_are_those_of_diffusers_scaled_and_folded(model, pictures):
     big = F.interpolate(pictures, (16, 16), mode="bilinear", antialias=True)
-    latents, mean = model.latents(pictures), model.model.pixel_decoder.pixel_decoder.encode(big).latent_dist.mean
+    known = model.model.pixel_decoder.pixel_decoder.encode(big).latent_dist
+    latents = model.latents(pictures, torch.Generator().manual_seed(1))
+    drawn = known.mean + known.std * torch.randn(known.mean.shape, generator=torch.Generator().manual_seed(1))
     assert latents.shape == (3, 16, 4, 4)
     folded = latents.unflatten(1, (4, 2, 2))  # channel, row, column within a patch
-    torch.testing.assert_close(folded[:, 1, 1, 0, 2, 3], (mean[:, 1, 5, 6] - 0.1159) * 0.3611)
+    torch.testing.assert_close(folded[:, 1, 1, 0, 2, 3], (drawn[:, 1, 5, 6] - 0.1159) * 0.3611)
+
+
+def test_autoencoder_latents_have_the_mean_and_deviation_that_the_encoder_answers(model, pictures):
+    big = F.interpolate(pictures[:1], (16, 16), mode="bilinear", antialias=True)
+    known = model.model.pixel_decoder.pixel_decoder.encode(big).latent_dist
+    draw = torch.Generator().manual_seed(0)
+    many = torch.stack([F.pixel_shuffle(model.latents(pictures[:1], draw), 2) for _ in range(400)]) / 0.3611 + 0.1159
+    error = (many.mean(0) - known.mean) / known.std * 20  # of the mean of 400, in its own deviations
+    assert error.abs().max() < 5
+    torch.testing.assert_close(many.std(0) / known.std, torch.ones_like(known.std), atol=0.2, rtol=0)
+    again = model.latents(pictures[:1], torch.Generator().manual_seed(0))
+    assert torch.equal(again, model.latents(pictures[:1], torch.Generator().manual_seed(0)))
+    assert not torch.equal(again, model.latents(pictures[:1], torch.Generator().manual_seed(1)))
 
 
 def test_pixel_latents_turn_back_into_the_picture():
@@ -203,8 +219,11 @@ def test_pixel_latents_turn_back_into_the_picture():
 
     tiny = ReconModel(TINY)
     pictures = torch.rand(2, 3, 24, 24)
-    assert tiny.latents(pictures).shape == (2, 48, 6, 6)
-    torch.testing.assert_close(tiny.picture(tiny.latents(pictures)), pictures)
+    draw = torch.Generator().manual_seed(0)
+    before = draw.get_state()
+    assert tiny.latents(pictures, draw).shape == (2, 48, 6, 6)
+    torch.testing.assert_close(tiny.picture(tiny.latents(pictures, draw)), pictures)
+    assert torch.equal(draw.get_state(), before), "what learnt before draws as it did"
 
 
 # The denoiser

@@ -24,7 +24,7 @@ from vla_bench.rollout import Actor, Filming, Keeper, Rollout, Stage, attach
 from vla_bench.shipped import note_on
 from vla_bench.store import RunInfo, RunStore, record_actions
 from vla_bench.tables import cause, films_lost
-from vla_bench.types import Episode, EpisodeResult, Policy, Suite, Task
+from vla_bench.types import Episode, EpisodeResult, Policy, PolicySpec, Suite, Task
 
 MAX_ATTEMPTS = 3  # an episode that breaks simulator or harness three times stays unjudged
 MAX_BROKEN_IN_A_ROW = 3  # then it is not the episode: the run stops instead of trying all the others
@@ -184,6 +184,15 @@ def _weights(policy: Policy) -> list[str]:
     return [f"{policy.spec.name}: {_about(policy)}."] if _about(policy) else []
 
 
+def _played(config: RunConfig, spec: PolicySpec) -> list[str]:
+    """How many actions of a chunk are played, where that is left to the checkpoint."""
+    if not spec.checkpoint or spec.chunk == 1 or config.execute is not None or config.chunking != "receding":
+        return []
+    count = spec.execute or spec.chunk
+    why = "for its checkpoint does not say" if spec.execute is None else "as its checkpoint says"
+    return [f"{spec.name} plays {count} of the {spec.chunk} actions it answers, {why}; --execute changes that."]
+
+
 def run(config: RunConfig, watcher: Watcher | None = None, keeper: Keeper | None = None) -> Outcome:
     """Play what is not yet stored of the run, and say how it ended. Ctrl-C ends it early, losing nothing.
 
@@ -195,7 +204,8 @@ def run(config: RunConfig, watcher: Watcher | None = None, keeper: Keeper | None
     job = prepare(config, keeper)
     with RunStore.open(config.path(), job.info, config.overwrite) as store:
         todo = [episode for episode in job.episodes if episode not in store.done()]
-        notes = [*_weights(job.policy), *store.notes, *_not_again(job, todo), *other_pixels(job, store, todo)]
+        told = [*_weights(job.policy), *_played(config, job.policy.spec)]
+        notes = [*told, *store.notes, *_not_again(job, todo), *other_pixels(job, store, todo)]
         watcher.start(store.path, len(job.episodes), store.rows(job.episodes), notes)
         ending = _consume(play(job, todo), config, store, watcher)
     rows = store.rows(job.episodes)
