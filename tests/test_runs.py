@@ -25,7 +25,6 @@ def test_the_same_command_twice_and_with_two_workers_gives_the_same_rows(tmp_pat
 
 
 @pytest.mark.sim
-@pytest.mark.slow
 def test_filming_a_real_episode_changes_nothing(tmp_path: Path) -> None:
     for name, video in (("plain", "none"), ("filmed", "all")):
         settings = {"task": ("Lift",), "episodes": 2, "video": video, "out": str(tmp_path / name)}

@@ -68,6 +68,7 @@ def test_actions_and_state_are_robosuites_and_pictures_are_small() -> None:
     assert {task.trials for task in make_suite("tiny", ["split=train"]).tasks} == {10_000}
 
 
+@pytest.mark.sim
 def test_splits_have_protocols_of_their_own() -> None:
     hashes = [
         prepare(RunConfig("zero", "tiny", suite_args=arguments)).info.protocol_hash
