@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -49,6 +49,7 @@ from .calvin_scene import (
     wood_texture,
 )
 from .calvin_tasks import Block, Record
+from .gl_contexts import insist_on_own_process, owned
 
 Float64 = NDArray[np.float64]
 
@@ -503,6 +504,7 @@ class _Painter:
         self._mujoco, self._model, self._camera_px = mujoco, model, camera_px
         self._data = mujoco.MjData(model)
         self._renderers: dict[str, Any] = {}
+        self._free: list[Callable[[], object]] = []
 
     def paint(self, qpos: Float64, camera: str) -> Image:
         image: Image = self._aimed(qpos, camera).render().copy()
@@ -519,19 +521,22 @@ class _Painter:
 
     def _aimed(self, qpos: Float64, camera: str) -> Any:
         """The camera's renderer, its scene at that configuration."""
+        insist_on_own_process()
         self._data.qpos[:] = qpos
         self._mujoco.mj_kinematics(self._model, self._data)
         self._mujoco.mj_camlight(self._model, self._data)
         self._model.vis.map.zfar = _CAMERA_FAR_M[camera]
         if camera not in self._renderers:
-            self._renderers[camera] = self._mujoco.Renderer(self._model, *self._camera_px[camera])
+            made = self._mujoco.Renderer(self._model, *self._camera_px[camera])
+            self._renderers[camera] = made
+            self._free.append(owned(self, type(made).close, made))
         renderer = self._renderers[camera]
         renderer.update_scene(self._data, camera)
         return renderer
 
     def close(self) -> None:
-        for renderer in self._renderers.values():
-            renderer.close()
+        for free in self._free:
+            free()
 
 
 def _import_mujoco() -> Any:

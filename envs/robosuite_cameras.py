@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_bench.types import Camera, Float32, Image, Mask
+
+from .gl_contexts import insist_on_own_process, owned
 
 Float64 = NDArray[np.float64]
 Rectangles = NDArray[np.int64]  # (n, 4) left, top, right, bottom in pixels, the last two beyond it; empty ones all 0
@@ -76,13 +77,14 @@ class Cameras:
     def __init__(self, model: Any, cameras: Sequence[Camera]) -> None:
         import mujoco
 
+        insist_on_own_process()
         self._mujoco = mujoco
         height, width = max(camera.height for camera in cameras), max(camera.width for camera in cameras)
         self._context = mujoco.GLContext(width, height)
         self._context.make_current()
         model.vis.global_.offwidth, model.vis.global_.offheight = width, height
         self._renderer = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
-        self._free = weakref.finalize(self, _free, self._context, self._renderer)
+        self._free = owned(self, _free, self._context, self._renderer)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._renderer)
         self._options = mujoco.MjvOption()
         self._options.geomgroup[0] = 0  # collision shapes
@@ -134,6 +136,7 @@ class Cameras:
 
     @contextlib.contextmanager
     def _shown(self, still: Still) -> Iterator[None]:
+        insist_on_own_process()
         self._context.make_current()
         self._place(still.qpos)
         now = self._model.site_rgba.copy()
