@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_bench.errors import UsageError
+from vla_bench.gl import insist_on_library
 from vla_bench.types import (
     ActionSpec,
     Camera,
@@ -132,7 +133,8 @@ def single_tasks(name: str = "calvin_tasks", scene: SceneName = "d", led: Led = 
 
 
 def provenance() -> dict[str, str]:
-    """Versions of what decides the physics and the pictures. Raises MissingPackage."""
+    """Versions of what decides the physics and the pictures. Raises MissingPackage, and UsageError for what fails."""
+    insist_on_library()
     return {
         "mujoco": version("mujoco"),
         "robosuite": version("robosuite"),  # the arm's meshes

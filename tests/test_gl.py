@@ -133,6 +133,61 @@ def test_a_missing_library_is_named_instead_of_pyopengls_attribute_error(machine
     assert gl.probe("osmesa").error == "libOSMesa.so is not installed"
 
 
+def test_a_run_says_before_it_starts_that_the_library_is_missing(machine, monkeypatch):
+    machine("EGL")
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    monkeypatch.setattr(gl, "_SETTING", "osmesa")
+    with pytest.raises(UsageError) as refused:
+        gl.insist_on_library()
+    said = "Nothing can be rendered with osmesa (MUJOCO_GL is osmesa): libOSMesa.so is not installed. Unset MUJOCO_GL; "
+    assert str(refused.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("environ", "devices", "said"),
+    [
+        ({}, 1, ""),
+        ({"MUJOCO_EGL_DEVICE_ID": "0"}, 1, ""),
+        ({"MUJOCO_EGL_DEVICE_ID": "3", "CUDA_VISIBLE_DEVICES": "2,3"}, 4, ""),
+        ({"MUJOCO_EGL_DEVICE_ID": "1"}, 1, "'1' and EGL has one device here, number 0: unset it"),
+        ({"MUJOCO_EGL_DEVICE_ID": "4"}, 4, "'4' and EGL has 4 devices here, from 0 on: unset it"),
+        ({"MUJOCO_EGL_DEVICE_ID": "cuda:0"}, 2, "'cuda:0' and EGL has 2 devices here, from 0 on: unset it"),
+        ({"MUJOCO_EGL_DEVICE_ID": ""}, 1, "'' and EGL has one device"),
+        ({"MUJOCO_EGL_DEVICE_ID": "-1"}, 1, "'-1' and EGL has one device"),
+        (
+            {"MUJOCO_EGL_DEVICE_ID": "0", "CUDA_VISIBLE_DEVICES": "1"},
+            2,
+            "'0', which is none of CUDA_VISIBLE_DEVICES (1)",
+        ),
+    ],
+)
+def test_an_egl_device_that_is_not_there_is_named(monkeypatch, environ, devices, said):
+    monkeypatch.setattr(gl, "_egl_devices", lambda: devices)
+    problem = gl.device_problem(environ)
+    assert said in problem
+    assert bool(said) == bool(problem)
+
+
+def test_errors_of_opengl_are_explained_where_the_back_end_does_not_work(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.setattr(gl, "probe", lambda backend: gl.GlProbe(backend, False, error="no driver."))
+    with pytest.raises(UsageError, match=r"Nothing can be rendered with egl.*: no driver\. "), gl.explained():
+        raise AttributeError("'NoneType' object has no attribute 'glGetError'")
+
+
+def test_errors_of_others_are_left_alone_where_it_works(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.setattr(gl, "probe", lambda backend: gl.GlProbe(backend, True))
+    with pytest.raises(AttributeError, match="another"), gl.explained():
+        raise AttributeError("another")
+
+
+@pytest.mark.sim
+def test_the_devices_of_egl_are_counted_here():
+    if gl.choose_backend() == "egl":
+        assert gl._egl_devices() >= 1
+
+
 def test_probing_an_unknown_back_end_is_a_usage_error():
     with pytest.raises(UsageError, match="GL back end 'vulkan'"):
         gl.probe("vulkan")

