@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 from vla_bench.errors import UsageError
-from vla_bench.shipped import PREFIX, all_shipped
 
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 """What peft writes; its presence says that the weights beside it are not the whole policy."""
@@ -36,8 +35,6 @@ def insist_on_checkpoint(given: str | Path) -> None:
 
 
 def _absent(given: str) -> str:
-    if any(given == one.name for one in all_shipped()):
-        return f"There is nothing at {given}; for the checkpoint that comes along say --checkpoint {PREFIX}{given}."
     if re.match(r"\w+:/", given):
         return f"{given} is an address, and nothing is downloaded: fetch it yourself and name its folder."
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", given):

@@ -490,7 +490,6 @@ def test_the_newest_of_several_is_named(tmp_path):
         ("lerobot/pi0_libero", "nothing is downloaded.*hf download lerobot/pi0_libero --local-dir pi0_libero"),
         ("gs://openpi-assets/checkpoints/pi05_libero", "is an address, and nothing is downloaded"),
         ("./nowhere", "There is nothing at"),
-        ("pi0_small_tiny", "say --checkpoint shipped:pi0_small_tiny"),
     ],
 )
 def test_what_is_not_there_says_how_to_get_it(given, said):

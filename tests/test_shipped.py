@@ -105,6 +105,11 @@ def test_no_name_is_that_of_an_official_checkpoint_and_the_old_one_says_the_new(
         make_policy(one.policy, make_suite(one.suites[0]), f"shipped:{old}")
 
 
+def test_a_name_without_the_prefix_says_it() -> None:
+    with pytest.raises(UsageError, match="for the one that comes along say shipped:pi0_small_tiny"):
+        make_policy("pi0", make_suite("tiny"), "pi0_small_tiny")
+
+
 def test_changed_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = next(one for one in all_shipped() if one.default)
     shutil.copytree(one.path, tmp_path / one.name)

@@ -71,6 +71,10 @@ def find_shipped(policy: str, suite: str, checkpoint: str | None) -> Shipped | N
         fitting = (one for one in all_shipped() if one.default and one.policy == policy and suite in one.suites)
         return next(fitting, None)
     if not checkpoint.startswith(PREFIX):
+        if any(checkpoint == one.name for one in all_shipped()) and not Path(checkpoint).exists():
+            raise UsageError(
+                f"There is nothing at {checkpoint}; for the one that comes along say {PREFIX}{checkpoint}."
+            )
         return None
     name = checkpoint.removeprefix(PREFIX)
     named = {one.name: one for one in all_shipped()}
