@@ -14,6 +14,7 @@ from made_runs import INFO, made_run
 
 from vla_bench import gl, runner
 from vla_bench.baseline import make_baseline, read_baseline, write_baseline
+from vla_bench.cli import main
 from vla_bench.config import RunConfig, digest
 from vla_bench.errors import UsageError
 from vla_bench.pixels import View, pixel_hash, views_of
@@ -261,3 +262,187 @@ def test_resuming_on_a_machine_of_other_pixels_says_so_in_one_sentence(tmp_path:
     ]
     assert said[3] == []
     assert drawn_in(tmp_path / "run") == [EGL, OSMESA, H200]
+
+
+# Comparing
+
+
+def _made(path: Path, drawn: Drawn, outcomes: str = "1101", policy: str = "pi0", **changes: object) -> Path:
+    info = replace(INFO, identity={**INFO.identity, "policy": policy})
+    return made_run(path, {"lift": outcomes}, info=info, drawn=drawn, **changes)  # type: ignore[arg-type]
+
+
+def resumed(run_: Path, drawn: Drawn) -> Path:
+    """That run, its last episode painted by another renderer."""
+    *lines, last = (run_ / "episodes.jsonl").read_text().splitlines()
+    other = json.loads(last) | drawn._asdict()
+    (run_ / "episodes.jsonl").write_text("\n".join([*lines, json.dumps(other)]) + "\n")
+    return run_
+
+
+UNEQUAL = "† Not all pictures have the same pixels ("
+UNKNOWN = "† Whether all pictures have the same pixels is not known ("
+
+
+@pytest.fixture
+def said(capsys):
+    """A function that runs a command and returns its exit code and all it says."""
+
+    def call(*arguments: object) -> tuple[int, str]:
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [(EGL, OSMESA), (EGL, OLD_OSMESA), (OLD_EGL, OLD_OSMESA), (EGL, Drawn()), (Drawn(), Drawn())]
+)
+def test_equal_pixels_are_compared_silently_whatever_paints_them(tmp_path: Path, said, a: Drawn, b: Drawn) -> None:
+    first, second = _made(tmp_path / "x" / "a", a), _made(tmp_path / "x" / "b", b, policy="openvla")
+    write_baseline(make_baseline(first), file := tmp_path / "base.jsonl")
+    for strict in ([], ["--strict-renderer"]):
+        found = [
+            said("compare", first, second, *strict),
+            said("check", second, "--baseline", file, *strict),
+            said("leaderboard", tmp_path / "x", *strict),
+        ]
+        assert [code for code, _ in found] == [2, 2, 0]
+        assert not any("†" in text or "painted by" in text for _, text in found)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "sentence"),
+    [(EGL, H200, UNEQUAL), (OLD_H200, OLD_OSMESA, UNKNOWN), (H200, OLD_H200, UNKNOWN), (OLD_H200, OLD_H200, UNKNOWN)],
+)
+def test_other_pixels_are_told_and_marked_everywhere_and_refused_on_demand(
+    tmp_path: Path, said, a: Drawn, b: Drawn, sentence: str
+) -> None:
+    first, second = _made(tmp_path / "x" / "a", a), _made(tmp_path / "x" / "b", b, policy="openvla")
+    write_baseline(make_baseline(first), file := tmp_path / "base.jsonl")
+
+    code, text = said("compare", first, second)
+    assert (code, text.count(sentence)) == (2, 1)
+    assert "\ntask †" in text
+    assert f"A by {a}; B by {b}" in text
+    assert "| task † |" in said("compare", first, second, "--markdown")[1]
+    assert json.loads(said("compare", first, second, "--json")[1])["pixels"].startswith(sentence)
+    code, text = said("compare", first, second, "--strict-renderer")
+    assert (code, text.count(sentence)) == (3, 1)
+    code, text = said("compare", first, second, "--strict-renderer", "--force")
+    assert code == 2
+    assert "NOT COMPARABLE, compared only because --force said so." in text
+
+    code, text = said("check", second, "--baseline", file, "--junit", tmp_path / "junit.xml")
+    assert (code, text.count(sentence)) == (2, 1)
+    assert "task †" in text
+    assert f"the run by {b}; the baseline by {a}" in text
+    assert "Not all pictures" in (tmp_path / "junit.xml").read_text() or sentence == UNKNOWN
+    code, text = said("check", second, "--baseline", file, "--strict-renderer")
+    assert (code, text.count(sentence)) == (3, 1)
+
+    code, text = said("leaderboard", tmp_path / "x")
+    assert (code, text.count(sentence), text.count("===")) == (0, 1, 2)
+    assert " † " in text.replace(sentence, "")
+    assert "| openvla † |" in said("leaderboard", tmp_path / "x", "--markdown")[1].replace("pi0 †", "openvla †")
+    for ending, mark in (("tex", r"\dag{}"), ("html", "†"), ("csv", "other_pixels")):
+        said("leaderboard", tmp_path / "x", "--out", tmp_path / f"board.{ending}")
+        assert mark in (tmp_path / f"board.{ending}").read_text()
+    code, text = said("leaderboard", tmp_path / "x", "--strict-renderer")
+    assert (code, text.count("†"), text.count("===")) == (0, 0, 4)
+    assert "=== toy, painted by " in text
+    assert "Not comparable with what is painted by " in text
+
+
+def test_reports_mark_other_pixels_and_divide_them_on_demand(tmp_path: Path, said) -> None:
+    for name, drawn in (("pi0", EGL), ("openvla", H200)):
+        _made(tmp_path / "x" / name, drawn, policy=name)
+    said("report", tmp_path / "x", "--out", tmp_path / "report")
+    for name in ("report.md", "index.html"):
+        page = (tmp_path / "report" / name).read_text()
+        assert page.count("pictures have the same pixels") == 1
+        assert page.count("pi0 †") + page.count("openvla †") >= 2  # standings and tasks
+    said("report", tmp_path / "x", "--out", tmp_path / "strict", "--strict-renderer")
+    page = (tmp_path / "strict" / "report.md").read_text()
+    assert "†" not in page
+    assert page.count("## toy, painted by ") == 2
+
+
+def test_a_run_resumed_where_pixels_differ_is_marked_by_itself(tmp_path: Path, said) -> None:
+    mixed, other = resumed(_made(tmp_path / "x" / "a", EGL), H200), _made(tmp_path / "x" / "b", EGL, policy="openvla")
+    code, text = said("show", mixed)
+    assert (code, text.count(UNEQUAL)) == (0, 1)
+    assert "task †" in text
+    assert "this run by egl NVIDIA H200 (probe 1:bbbbbbbbbbbb) and egl llvmpipe (probe 1:aaaaaaaaaaaa)" in text
+    assert "| task † |" in said("show", mixed, "--markdown")[1]
+    assert json.loads(said("show", mixed, "--json")[1])["pixels"].startswith(UNEQUAL)
+    assert "†" not in said("show", other)[1]
+    text = said("leaderboard", tmp_path / "x")[1]
+    assert text.count(UNEQUAL) == 1
+    assert "pi0 †" in text
+    assert "openvla †" not in text
+    assert "task †" in said("compare", mixed, other)[1]
+    text = said("leaderboard", tmp_path / "x", "--strict-renderer")[1]
+    assert "3/3" not in text  # pi0 solves two of the three that llvmpipe painted, and the one that the H200 did
+    assert "2/3" in text
+    assert "1/1" in text
+
+
+def test_two_runs_resumed_alike_compare_pair_by_pair_and_are_told_to_be_mixed(tmp_path: Path, said) -> None:
+    a, b = (resumed(_made(tmp_path / name, EGL), H200) for name in "ab")
+    code, text = said("compare", a, b, "--strict-renderer")
+    assert code == 2
+    assert text.count(UNEQUAL) == 1
+
+
+def test_unchanged_bit_for_bit_stays_so_whatever_painted_it(tmp_path: Path, said) -> None:
+    a, b = _made(tmp_path / "a", EGL, end="same"), _made(tmp_path / "b", H200, end="same")
+    write_baseline(make_baseline(a), file := tmp_path / "base.jsonl")
+    code, text = said("check", b, "--baseline", file)
+    assert code == 0
+    assert "Unchanged: all 4 episodes ended in the same state as in the baseline, bit for bit. † Not all" in text
+    said("check", b, "--baseline", file, "--update")
+    assert said("check", b, "--baseline", file, "--strict-renderer")[0] == 0
+
+
+def test_episodes_for_which_nothing_was_painted_stand_in_every_table(tmp_path: Path, said) -> None:
+    for name, drawn in (("pi0", EGL), ("openvla", H200), ("oracle", Drawn())):
+        _made(tmp_path / name, drawn, policy=name)
+    assert "oracle †" not in said("leaderboard", tmp_path)[1]
+    text = said("leaderboard", tmp_path, "--strict-renderer")[1]
+    assert text.count("\noracle ") == 2
+    assert text.count("\npi0 ") == text.count("\nopenvla ") == 1
+
+
+def test_an_older_run_is_compared_with_one_of_today(tmp_path: Path, said) -> None:
+    info = replace(INFO, protocol={**INFO.protocol, "simulator": {"mujoco": "3.2.3"}})
+    info = replace(info, protocol_hash=digest(info.protocol)[:12])
+    new, old = (made_run(tmp_path / name, {"lift": "10"}, info=info, drawn=EGL) for name in ("new", "old"))
+    write_baseline(make_baseline(old), file := tmp_path / "base.jsonl")
+    header, *lines = file.read_text().splitlines()
+    found = json.loads(header)
+    found["protocol"]["simulator"]["renderer"] = "osmesa llvmpipe"
+    found |= {"baseline": 1, "protocol_hash": digest(found["protocol"])[:12]}
+    rows = [{n: v for n, v in json.loads(line).items() if n not in Drawn._fields} for line in lines]
+    file.write_text("\n".join(map(json.dumps, [found, *rows])) + "\n")
+    assert said("compare", new, aged(old), "--strict-renderer")[0] == 2
+    code, text = said("check", new, "--baseline", file, "--strict-renderer")
+    assert code != 3
+    assert "†" not in text
+    text = said("compare", new, aged(old, "egl NVIDIA H200"))[1]
+    assert UNKNOWN in text
+
+
+def test_a_duel_whose_sides_were_painted_apart_says_so(tmp_path: Path, machine, said) -> None:
+    arguments = ["duel", "fakes:Looker", "random", "--suite", "test_pixels:painted_suite", "--task", "east"]
+    arguments += ["--out", tmp_path, "--episodes", 3]
+    machine(EGL)
+    assert "†" not in said(*arguments)[1]
+    rows = (tmp_path / "b" / "episodes.jsonl").read_text()
+    (tmp_path / "b" / "episodes.jsonl").write_text(
+        "".join(json.dumps(json.loads(line) | H200._asdict()) + "\n" for line in rows.splitlines())
+    )
+    text = said(*arguments)[1]
+    assert "† In 3 of 3 pairs the pictures of A and B are not known to have the same pixels" in text
+    assert "whenever one stops †" in text

@@ -83,6 +83,8 @@ class CompareConfig:
     """Chance of naming a better one where there is none; intervals have confidence 1 - alpha."""
     force: bool = False
     """Compare although protocols or scenes differ, and say so."""
+    strict_renderer: bool = False
+    """Refuse runs whose pictures are not known to have the same pixels; they are compared and marked when absent."""
     json: bool = False
     """Print everything as JSON."""
     markdown: bool = False
@@ -109,6 +111,8 @@ class CheckConfig:
     """Also write the verdict to this file (NAME.xml) as JUnit XML, one test case per task."""
     update: bool = False
     """Make this run the baseline instead of checking it."""
+    strict_renderer: bool = False
+    """Refuse a baseline whose pictures are not known to have the same pixels; it is compared and marked when absent."""
     json: bool = False
     """Print everything as JSON."""
 
@@ -125,6 +129,8 @@ class LeaderboardConfig:
     """Print as Markdown, to paste."""
     out: str | None = None
     """Write to this file instead, in the format of its ending: .csv, .html, .json, .md, .tex or .txt."""
+    strict_renderer: bool = False
+    """Give runs whose pictures are not known to have the same pixels tables of their own; marked when absent."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,9 @@ class ReportConfig:
     """Run directories, or folders of them."""
     out: str
     """The folder to write, such as reports/NAME."""
+    strict_renderer: bool = False
+    """Give runs whose pictures are not known to have the same pixels sections of their own; they are marked when
+    absent."""
 
 
 @dataclass(frozen=True)
@@ -315,7 +324,7 @@ def _compare(arguments: list[str]) -> int:
     from vla_bench import compare
 
     config = _parse(CompareConfig, "compare", arguments)
-    result = compare.compare(config.run_a, config.run_b, config.alpha, config.force)
+    result = compare.compare(config.run_a, config.run_b, config.alpha, config.force, config.strict_renderer)
     if config.json:
         print(json.dumps(compare.to_json(result), indent=2))
     else:
@@ -348,8 +357,15 @@ def _check(arguments: list[str]) -> int:
     check_ending("--junit", config.junit, [".xml"])
     if config.update:
         return _update_baseline(config)
-    limits = (config.margin, config.alpha, config.max_latency_ratio)
-    gate = regression.check(config.run, config.baseline, *limits, undecided=config.undecided)
+    gate = regression.check(
+        config.run,
+        config.baseline,
+        config.margin,
+        config.alpha,
+        config.max_latency_ratio,
+        undecided=config.undecided,
+        strict_renderer=config.strict_renderer,
+    )
     print(json.dumps(regression.to_json(gate), indent=2) if config.json else regression.render_text(gate))
     if config.junit is not None:
         _write(Path(config.junit), ci.junit(gate), "w")
@@ -391,7 +407,7 @@ def _leaderboard(arguments: list[str]) -> int:
     ending = ".json" if config.json else ".md" if config.markdown else Path(config.out or "leaderboard.txt").suffix
     if config.out is not None and Path(config.out).suffix != ending:
         raise UsageError(f"--out {config.out} and {'--json' if config.json else '--markdown'} ask for two formats.")
-    text = FORMATS[ending](leaderboard.load_leaderboard(config.results))
+    text = FORMATS[ending](leaderboard.load_leaderboard(config.results, config.strict_renderer))
     if config.out is None:
         print(text)
     else:
@@ -406,7 +422,7 @@ def _report(arguments: list[str]) -> int:
     config = _parse(ReportConfig, "report", arguments)
     if Path(config.out).suffix in (".html", ".md", ".csv", ".json", ".pdf", ".svg", ".png"):
         raise UsageError(f"--out should name the folder that the report is written into, got {config.out}.")
-    print(report.write_report(config.runs, config.out))
+    print(report.write_report(config.runs, config.out, config.strict_renderer))
     return EXIT_DONE
 
 

@@ -28,8 +28,10 @@ from vla_bench.pairing import (
     named,
     pair_rows,
     pairing_sentence,
+    pixels_note,
     policy_title,
     protocol_objections,
+    refused_pixels,
     with_paths,
 )
 from vla_bench.stats import Interval
@@ -39,7 +41,7 @@ from vla_bench.stats_many import holm
 from vla_bench.stats_paired import mcnemar, mcnemar_midp, paired_difference
 from vla_bench.stats_planning import pairs_needed
 from vla_bench.store import KEY, RunInfo, read_inferences, read_info
-from vla_bench.tables import aligned, load, shorten, stopping_notes
+from vla_bench.tables import aligned, load, marked, shorten, stopping_notes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -131,13 +133,17 @@ class Comparison:
     discordant: tuple[Discordant, ...]
     latency: LatencyComparison | None
     notes: tuple[str, ...]
+    pixels: str = ""
+    """A sentence, after the mark that the table's header has, when not all pixels are known to be the same."""
     lengths: LengthComparison | None = None
     """Instructions done in a row, which decide when the episodes are chains; None for all others."""
     grounding: tuple[GroundingDifference, ...] = ()
     """Where both told their attention."""
 
 
-def compare(run_a: str | Path, run_b: str | Path, alpha: float = 0.05, force: bool = False) -> Comparison:
+def compare(
+    run_a: str | Path, run_b: str | Path, alpha: float = 0.05, force: bool = False, strict_renderer: bool = False
+) -> Comparison:
     """The comparison of the runs in those directories. Raises UsageError."""
     info_a, info_b = read_info(run_a), read_info(run_b)
     comparison = compare_rows(
@@ -147,6 +153,7 @@ def compare(run_a: str | Path, run_b: str | Path, alpha: float = 0.05, force: bo
         alpha=alpha,
         objections=protocol_objections(info_a.protocol, info_b.protocol, info_a.protocol_hash, info_b.protocol_hash),
         force=force,
+        strict_renderer=strict_renderer,
         latency_notes=_circumstances(info_a, info_b),
     )
     return replace(comparison, notes=(*comparison.notes, *stopping_notes([info_a, info_b])))
@@ -162,12 +169,15 @@ def compare_rows(
     alpha: float = 0.05,
     objections: Sequence[str] = (),
     force: bool = False,
+    strict_renderer: bool = False,
     latency_notes: Sequence[str] = (),
 ) -> Comparison:
     """The comparison of two tables of episodes (columns as in episodes.jsonl) and, if given, of their inferences."""
     check_alpha(alpha)
     rows, pairing = pair_rows(a, b)
-    objections = (*objections, *_pairing_objections(pairing, a, b))
+    pixels = pixels_note(pairing, {"A": a, "B": b})
+    strict = refused_pixels(pairing, pixels) if strict_renderer else []
+    objections = (*objections, *_pairing_objections(pairing, a, b), *strict)
     refused = bool(objections) and not (force and len(rows))
     overall = None if refused or rows.empty else _paired_row("overall", rows, alpha)
     chains = None if overall is None or not are_chains(a) else compare_pairs(*_lengths(rows), links_of(a), 1 - alpha)
@@ -189,6 +199,7 @@ def compare_rows(
         discordant=() if overall is None else discordant_episodes(rows),
         latency=latency,
         notes=(*(latency_notes if latency else ()), *_cautions(overall, chains, pairing, alpha)),
+        pixels=pixels,
         lengths=chains,
         grounding=grounding,
     )
@@ -241,6 +252,7 @@ def render_text(comparison: Comparison) -> str:
         [pairing_sentence(comparison.pairing)],
         _forced_lines(comparison),
         _table(comparison),
+        _pixels_lines(comparison),
         _discordant_lines(comparison),
         aligned(grounding) if (grounding := _grounding_rows(comparison)) else [],
         _latency_lines(comparison.latency, comparison.alpha),
@@ -256,11 +268,12 @@ def render_markdown(comparison: Comparison) -> str:
     lines += [f"\n{line}" for line in _forced_lines(comparison)]
     if comparison.overall:
         shown = comparison.tasks if comparison.lengths else (*comparison.tasks, comparison.overall)
-        lines += ["", *pipes([HEADER, *([row.task, *_cells(row)] for row in shown)])]
+        lines += ["", *pipes([_header(comparison), *([row.task, *_cells(row)] for row in shown)])]
         lines += [f"\n{line}" for line in _length_lines(comparison)]
     listed = [f"- {escaped(line)}" for line in _discordant_lines(comparison)[1:]]
     latency = _latency_lines(comparison.latency, comparison.alpha)
-    parts = [lines, listed, pipes(_grounding_rows(comparison)), latency, list(comparison.notes)]
+    pixels, grounding = _pixels_lines(comparison), pipes(_grounding_rows(comparison))
+    parts = [lines, pixels, listed, grounding, latency, list(comparison.notes)]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
@@ -289,15 +302,26 @@ def _title(side: Side) -> str:
     return f"{side.policy}, {side.path}, protocol {side.protocol_hash}"
 
 
+def _header(comparison: Comparison) -> tuple[str, ...]:
+    return marked(HEADER, comparison.pixels)
+
+
+def _pixels_lines(comparison: Comparison) -> list[str]:
+    return [comparison.pixels] if comparison.pixels and comparison.overall else []
+
+
 def _table(comparison: Comparison) -> list[str]:
     if comparison.overall is None:
         return []
     if comparison.lengths:
-        return [*aligned([HEADER, *([row.task, *_cells(row)] for row in comparison.tasks)]), *_length_lines(comparison)]
+        return [
+            *aligned([_header(comparison), *([row.task, *_cells(row)] for row in comparison.tasks)]),
+            *_length_lines(comparison),
+        ]
     rows = (*comparison.tasks, comparison.overall)
     cells = [HEADER[1:], *map(_cells, rows)]
     room = WIDTH - sum(3 + max(map(len, column)) for column in zip(*cells, strict=True))
-    names = [HEADER[0], *shorten([row.task for row in comparison.tasks], max(room, 12)), "overall"]
+    names = [_header(comparison)[0], *shorten([row.task for row in comparison.tasks], max(room, 12)), "overall"]
     header, rule, *lines, total = aligned([[name, *row] for name, row in zip(names, cells, strict=True)])
     row = comparison.overall
     return [

@@ -24,8 +24,9 @@ from vla_bench.compare import EXIT_CODES, Verdict, check_alpha, level
 from vla_bench.config import ALIASES, RunConfig, digest
 from vla_bench.errors import EXIT_BROKEN, EXIT_INTERRUPTED, PolicyFailure, UsageError
 from vla_bench.pairing import counted, episode_name, policy_title
+from vla_bench.renderers import MARK, drawn, likeness
 from vla_bench.rollout import Rollout
-from vla_bench.runner import MAX_BROKEN_IN_A_ROW, Job, keep, play, prepare, record_seconds
+from vla_bench.runner import MAX_BROKEN_IN_A_ROW, Job, keep, other_pixels, play, prepare, record_seconds
 from vla_bench.stats import Interval
 from vla_bench.stats_anytime import confidence_sequence, paired_confidence_sequence, paired_e_value
 from vla_bench.store import ERRORS, RunStore
@@ -140,6 +141,8 @@ class Score:
     a_only: int = 0
     b_only: int = 0
     unjudged: int = 0
+    unlike: int = 0
+    """Pairs whose episodes are not known to be painted with the same pixels: they count, and are told."""
     mismatched: str = ""
     """The episode whose scene was not the same for both: the duel is off."""
 
@@ -165,6 +168,7 @@ class Score:
         return replace(
             seen,
             pairs=self.pairs + 1,
+            unlike=self.unlike + (likeness(drawn(a), drawn(b)) != "equal"),
             successes_a=self.successes_a + a.success,
             successes_b=self.successes_b + b.success,
             a_only=self.a_only + (a.success and not b.success),
@@ -208,6 +212,7 @@ def duel(config: DuelConfig, watch: Watch = lambda score, pairs: None) -> Duel:
     order = trial_major(jobs[0].episodes)[: config.max_episodes]
     with _open(jobs[0]) as store_a, _open(jobs[1]) as store_b:
         corners = (_Corner(jobs[0], store_a), _Corner(jobs[1], store_b))
+        other = [note for corner in corners for note in other_pixels(corner.job, corner.store, corner.todo(order))]
         fight = _Fight(corners, order, Score(config.alpha), watch)
         fight.run()
         policy_a, policy_b = (policy_title(job.info.identity) for job in jobs)
@@ -224,7 +229,7 @@ def duel(config: DuelConfig, watch: Watch = lambda score, pairs: None) -> Duel:
         failure=fight.failure,
         cause=_cause(corners),
         films_lost=" ".join(filter(None, map(_films_lost, corners))),
-        notes=(*store_a.notes, *store_b.notes),
+        notes=(*store_a.notes, *store_b.notes, *other),
     )
 
 
@@ -247,6 +252,10 @@ class _Corner:
     def __post_init__(self) -> None:
         stored = self.store.rows(self.job.episodes)
         self.rows = {row.episode: row for row in stored if row.success is not None}
+
+    def todo(self, order: Sequence[Episode]) -> list[Episode]:
+        """What it has not played yet."""
+        return [episode for episode in order if episode not in self.rows]
 
     def take(self, rollout: Rollout) -> None:
         row = rollout.result
@@ -336,7 +345,7 @@ class _Streams:
     """For every corner the rollouts of what it has not played yet; they are closed at the end."""
 
     def __init__(self, corners: Sequence[_Corner], episodes: Sequence[Episode]) -> None:
-        self._streams = [play(c.job, [e for e in episodes if e not in c.rows]) for c in corners]
+        self._streams = [play(corner.job, corner.todo(episodes)) for corner in corners]
 
     def __enter__(self) -> list[Generator[Rollout]]:
         return self._streams
@@ -431,12 +440,12 @@ def render_text(result: Duel) -> str:
         [
             _line("A", result.policy_a, score.successes_a, score.pairs, a),
             _line("B", result.policy_b, score.successes_b, score.pairs, b),
-            f"{level(score.alpha)} intervals that hold whenever one stops",
+            f"{level(score.alpha)} intervals that hold whenever one stops{f' {MARK}' if score.unlike else ''}",
         ]
         if score.pairs
         else [f"A  {result.policy_a}", f"B  {result.policy_b}"],
         [_spent(result), *_whereabouts(result)],
-        [*_unjudged(result), _sentence(result)],
+        [*_unjudged(result), *_unlike(score), _sentence(result)],
     ]
     return "\n\n".join("\n".join(section) for section in sections)
 
@@ -464,6 +473,15 @@ def _unjudged(result: Duel) -> list[str]:
         return []
     pairs = f"{counted(result.score.unjudged, 'pair')} without a verdict did not count"
     return [f"{pairs}: {result.cause}; the same command tries again."]
+
+
+def _unlike(score: Score) -> list[str]:
+    if not score.unlike:
+        return []
+    return [
+        f"{MARK} In {score.unlike} of {score.pairs} pairs the pictures of A and B are not known to have the same "
+        "pixels: that alone can change what a policy that looks at them does."
+    ]
 
 
 def _sentence(result: Duel) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,6 +26,7 @@ from vla_bench.chains import (
     span_text,
 )
 from vla_bench.published import CALVIN, LIBERO, NOTICE, CalvinRow, LiberoRow
+from vla_bench.renderers import MARK
 from vla_bench.sections import Entrant, Found, Section, find_runs, sections_of, short_checkpoint
 from vla_bench.stats import Interval, bounds, wilson
 from vla_bench.stats_many import holm, letters
@@ -85,6 +86,13 @@ class Standing:
     runs: tuple[str, ...]
     chains: ChainSummary | None = None
     """How many instructions were done in a row, which ranks chains; None for single instructions."""
+    other_pixels: bool = False
+    """Whether its pictures are not known to have the pixels that most episodes of the board have: then it is marked."""
+
+    @property
+    def name(self) -> str:
+        """The label, and a mark where the board's first note speaks of it."""
+        return f"{self.label} {MARK}" if self.other_pixels else self.label
 
 
 @dataclass(frozen=True)
@@ -124,6 +132,8 @@ class Board:
     """Best first."""
     comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...]
+    painter: str = ""
+    """What painted it, where runs of other pixels are on other boards."""
 
 
 class Leaderboard(NamedTuple):
@@ -136,14 +146,14 @@ class Leaderboard(NamedTuple):
     calvin: tuple[CalvinRow, ...]
 
 
-def load_leaderboard(results: str | Path) -> Leaderboard:
+def load_leaderboard(results: str | Path, strict_renderer: bool = False) -> Leaderboard:
     """The leaderboard of all runs under that folder. Raises UsageError when there is none to read."""
-    return leaderboard_of(find_runs(results))
+    return leaderboard_of(find_runs(results), strict_renderer)
 
 
-def leaderboard_of(found: Found) -> Leaderboard:
-    """One board per suite, protocol hash and perturbation."""
-    boards = tuple(board_of(section) for section in sections_of(found.runs))
+def leaderboard_of(found: Found, strict_renderer: bool = False) -> Leaderboard:
+    """One board per suite, protocol hash and perturbation; if asked for, also per renderer of other pixels."""
+    boards = tuple(board_of(section) for section in sections_of(found.runs, strict_renderer))
     suites = [board.suite for board in boards]
     libero = LIBERO if any(suite.startswith("libero") for suite in suites) else ()
     calvin = CALVIN if any(suite.startswith("calvin") for suite in suites) else ()
@@ -164,9 +174,17 @@ def board_of(section: Section) -> Board:
         section.protocol_hash,
         section.perturbation,
         section.title,
-        tuple(replace(standing, letters=lettered.get(standing.label, "")) for standing in standings),
+        tuple(
+            replace(
+                standing,
+                letters=lettered.get(standing.label, ""),
+                other_pixels=standing.label in section.other_pixels,
+            )
+            for standing in standings
+        ),
         comparisons,
         tuple(notes),
+        section.painter,
     )
 
 
@@ -362,7 +380,7 @@ def cells(standing: Standing) -> tuple[str, ...]:
     """What HEADER announces."""
     like = standing.like_these
     return (
-        standing.label,
+        standing.name,
         short_checkpoint(standing.checkpoint) or "-",
         f"{standing.successes}/{standing.episodes}",
         percent(standing.rate),
@@ -379,7 +397,7 @@ def chain_cells(standing: Standing, links: int) -> tuple[str, ...]:
     chains = standing.chains
     rates = [percent(share.rate) for share in chains.at_least] if chains else ["-"] * links
     return (
-        standing.label,
+        standing.name,
         short_checkpoint(standing.checkpoint) or "-",
         str(standing.episodes),
         *rates,
@@ -419,14 +437,15 @@ def comparisons_table(board: Board) -> list[tuple[str, ...]]:
     """Header and one row per pair of policies."""
     alone = ("A further", "B further") if links_on(board) else ("A alone", "B alone")
     header = ("A", "B", "pairs", *alone, "A - B", "95 % interval", "test", "p", "p (Holm)")
-    return [header, *(_comparison_cells(comparison) for comparison in board.comparisons)]
+    names = {standing.label: standing.name for standing in board.standings}
+    return [header, *(_comparison_cells(comparison, names) for comparison in board.comparisons)]
 
 
-def _comparison_cells(comparison: Comparison) -> tuple[str, ...]:
+def _comparison_cells(comparison: Comparison, names: Mapping[str, str]) -> tuple[str, ...]:
     paired = comparison.pairs > 0
     return (
-        comparison.a,
-        comparison.b,
+        names[comparison.a],
+        names[comparison.b],
         str(comparison.pairs),
         str(comparison.a_only) if paired else "-",
         str(comparison.b_only) if paired else "-",

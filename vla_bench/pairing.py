@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from vla_bench.renderers import Drawn, Likeness, least_alike, pixels_sentence, within
 from vla_bench.store import KEY, RunInfo
+from vla_bench.tables import drawn_in
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,6 +35,8 @@ class Pairing:
     """Episodes in both, whose scenes were not the same or are not known."""
     identical: int
     """Pairs that ended in the same state of the simulator, bit for bit."""
+    pixels: Likeness = "equal"
+    """Whether both episodes of all pairs were painted with the same pixels."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,29 @@ def pair_rows(a: pd.DataFrame, b: pd.DataFrame) -> Pairs:
         unjudged=len(both) - len(judged),
         mismatched=tuple(episode_name(*key) for key in zip(*(strangers[name] for name in KEY[1:]), strict=True)),
         identical=identical(rows),
+        pixels=_pixels(rows),
     )
     return Pairs(rows, pairing)
+
+
+def pixels_note(pairing: Pairing, episodes: Mapping[str, pd.DataFrame]) -> str:
+    """A sentence when pairs, or the episodes of one run, were not painted with the same pixels; `episodes` by name."""
+    painted = {name: drawn_in(rows) for name, rows in episodes.items()}
+    if pairing.pixels != "equal":
+        return pixels_sentence(pairing.pixels, painted)
+    said = (pixels_sentence(within(drawn), {name: drawn}) for name, drawn in painted.items())
+    return next(filter(None, said), "")
+
+
+def refused_pixels(pairing: Pairing, said: str) -> list[str]:
+    """The objection of --strict-renderer to pairs of other pixels."""
+    return [f"--strict-renderer takes equal pixels only. {said}"] if pairing.pixels != "equal" else []
+
+
+def _pixels(rows: pd.DataFrame) -> Likeness:
+    columns = [f"{name}_{side}" for side in "ab" for name in Drawn._fields]
+    found = rows[columns].drop_duplicates().itertuples(index=False, name=None)
+    return least_alike((Drawn(*row[:2]), Drawn(*row[2:])) for row in found)
 
 
 def identical(rows: pd.DataFrame) -> int:
@@ -172,7 +197,8 @@ def with_paths(episodes: pd.DataFrame, run: str | Path) -> pd.DataFrame:
 def _keyed(rows: pd.DataFrame) -> pd.DataFrame:
     """One row per episode, the last; keys of types that merge even in an empty table."""
     keys: Mapping[str, str] = {"suite": "str", "task": "str", "trial": "int64", "seed": "int64", "perturbation": "str"}
-    return rows.drop_duplicates(list(KEY), keep="last").astype(keys)
+    untold = {name: "" for name in Drawn._fields if name not in rows}
+    return rows.assign(**untold).drop_duplicates(list(KEY), keep="last").astype(keys)
 
 
 def _differences(a: object, b: object, name: str) -> dict[str, tuple[str, str]]:

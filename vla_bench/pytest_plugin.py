@@ -6,11 +6,11 @@
     def test_policy(vla_bench_verdict):
         assert vla_bench_verdict.passed, vla_bench_verdict.message
 
-Every field of `RunConfig` may be given, and `margin`, `alpha`, `max_latency_ratio` and `undecided` of
-`vla-bench check`. A changed policy can pass only if the margin is wide enough for the number of episodes: 50 can
-exclude a loss of 6 points at best, 20 one of 12; an undecided verdict says how many more would decide. With
-`run="results/NAME"` nothing is played: that run is held against the baseline. Paths are relative to pytest's rootdir;
-a new run goes to the test's tmp_path. Nothing heavy is imported before a test asks for the fixture.
+Every field of `RunConfig` may be given, and `margin`, `alpha`, `max_latency_ratio`, `undecided` and
+`strict_renderer` of `vla-bench check`. A changed policy can pass only if the margin is wide enough for the number of
+episodes: 50 can exclude a loss of 6 points at best, 20 one of 12; an undecided verdict says how many more would
+decide. With `run="results/NAME"` nothing is played: that run is held against the baseline. Paths are relative to
+pytest's rootdir; a new run goes to the test's tmp_path. Nothing heavy is imported before a test asks for the fixture.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vla_bench.regression import Gate
 
 MARKER = "vla_bench"
-GATE = ("margin", "alpha", "max_latency_ratio", "undecided")
+GATE = ("margin", "alpha", "max_latency_ratio", "undecided", "strict_renderer")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -3,7 +3,8 @@
 The rule. The margin is the loss of success that you accept; alpha is the chance of a false pass, and of a false alarm.
 `lost` are the episodes that only the baseline solved, `gained` those that only the run solved.
 
-1. Not comparable: another protocol, an episode that began on another scene, or no episode in common.
+1. Not comparable: another protocol, an episode that began on another scene, or no episode in common; if asked for
+   (--strict-renderer), also pictures that are not known to have the same pixels, which else are only marked.
 2. Pass, unchanged: every episode of the baseline ended in the same state of the simulator, bit for bit, after as many
    steps. Then the policy did the same as before, so there is no difference to be unsure of, however few episodes.
 3. Otherwise, for all episodes together and again for every task:
@@ -49,14 +50,16 @@ from vla_bench.pairing import (
     machine,
     named,
     pair_rows,
+    pixels_note,
     protocol_objections,
+    refused_pixels,
     with_paths,
 )
 from vla_bench.stats_chains import exact_sign_flip, mean_interval
 from vla_bench.stats_many import holm
 from vla_bench.stats_paired import mcnemar, paired_difference
 from vla_bench.store import KEY, RunInfo, read_info
-from vla_bench.tables import aligned, load, shorten, stopping_notes
+from vla_bench.tables import aligned, load, marked, shorten, stopping_notes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -150,6 +153,9 @@ class Gate:
     notes: tuple[str, ...] = ()
     undecided: Undecided = "fail"
     """What an undecided gate counts as."""
+    pixels: str = ""
+    """A sentence, after the mark that the table's header has, when not all pixels are known to be the same. The last of
+    the reasons says it too."""
 
     @property
     def passed(self) -> bool:
@@ -172,6 +178,7 @@ def check(
     max_latency_ratio: float | None = None,
     *,
     undecided: Undecided = "fail",
+    strict_renderer: bool = False,
 ) -> Gate:
     """The verdict on the run in that directory. Raises UsageError."""
     if undecided not in get_args(Undecided):
@@ -186,6 +193,7 @@ def check(
             against.protocol, info.protocol, against.protocol_hash, info.protocol_hash, ("the baseline", "the run")
         ),
         timing=judge_latency(latency_p50(run, info, episodes), against.latency_p50_ms, max_latency_ratio),
+        strict_renderer=strict_renderer,
     )
     notes = (*gate.notes, *_other_machine(info, against), *stopping_notes([info]))
     return replace(gate, run=str(run), baseline=str(baseline), notes=notes, undecided=undecided)
@@ -199,12 +207,15 @@ def check_rows(
     *,
     objections: Sequence[str] = (),
     timing: LatencyGate | None = None,
+    strict_renderer: bool = False,
 ) -> Gate:
     """The verdict on a table of episodes (columns as in episodes.jsonl) by the rule above."""
     _check_limits(margin, alpha)
     timing = timing or judge_latency(None, None, None)
     rows, pairing = pair_rows(episodes, against := frame(baseline))
-    objections = (*objections, *_scene_objections(pairing.mismatched))
+    pixels = pixels_note(pairing, {"the run": episodes, "the baseline": against})
+    strict = refused_pixels(pairing, pixels) if strict_renderer else []
+    objections = (*objections, *_scene_objections(pairing.mismatched), *strict)
     if not objections and not pairing.paired + pairing.unjudged:
         objections = ("No episode of the baseline is in the run: run it with the same suite, tasks and seed.",)
     named_gate = Gate("not comparable", objections, "", "", baseline.suite, margin, alpha, None, (), (), timing)
@@ -222,11 +233,12 @@ def check_rows(
     return replace(
         named_gate,
         verdict=verdict,
-        reasons=_reasons(overall, tasks, timing, margin, alpha),
+        reasons=(*_reasons(overall, tasks, timing, margin, alpha), *([pixels] if pixels else [])),
         overall=overall,
         tasks=tasks,
         discordant=discordant_episodes(rows),
         notes=tuple(extra),
+        pixels=pixels,
     )
 
 
@@ -264,9 +276,13 @@ def render_markdown(gate: Gate) -> str:
     """Verdict, table and discordant episodes for a step summary or a pull request, with full names."""
     parts = [[f"### vla-bench check: {gate.verdict}"], [" ".join(gate.reasons)]]
     if gate.overall:
-        parts.append(pipes([HEADER, *([row.task, *_cells(row)] for row in (*gate.tasks, gate.overall))]))
+        parts.append(pipes([_header(gate), *([row.task, *_cells(row)] for row in (*gate.tasks, gate.overall))]))
     parts += [[f"- {escaped(line)}" for line in listed(gate)[1:]], _latency_lines(gate), list(gate.notes)]
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
+
+
+def _header(gate: Gate) -> tuple[str, ...]:
+    return marked(HEADER, gate.pixels)
 
 
 def _table(gate: Gate) -> list[str]:
@@ -274,7 +290,7 @@ def _table(gate: Gate) -> list[str]:
         return []
     cells = [HEADER[1:], *map(_cells, (*gate.tasks, gate.overall))]
     room = WIDTH - sum(3 + max(map(len, column)) for column in zip(*cells, strict=True))
-    names = [HEADER[0], *shorten([row.task for row in gate.tasks], max(room, 12)), "overall"]
+    names = [_header(gate)[0], *shorten([row.task for row in gate.tasks], max(room, 12)), "overall"]
     header, rule, *lines, total = aligned([[name, *row] for name, row in zip(names, cells, strict=True)])
     return [header, rule, *lines, rule, total]
 

@@ -9,13 +9,17 @@ from collections.abc import Iterable, Mapping
 from itertools import combinations, product
 from typing import Any, Literal, NamedTuple
 
+from vla_bench.types import EpisodeResult
+
 MARK = "†"
 """Beside what was painted with other pixels, and before the sentence that says so."""
 BACKENDS = ("osmesa", "egl", "glfw", "cgl")
 """A renderer's name begins with one of these."""
 
 Likeness = Literal["equal", "unknown", "unequal"]
-"""Whether the pixels are the same; ordered from what is fine to what is not."""
+"""Whether the pixels are the same."""
+LIKENESSES: tuple[Likeness, ...] = ("equal", "unknown", "unequal")
+"""From what is fine to what is not."""
 
 
 class Drawn(NamedTuple):
@@ -27,6 +31,11 @@ class Drawn(NamedTuple):
     def __str__(self) -> str:
         probe = f"probe {self.render_probe}" if self.render_probe else "no probe"
         return f"{self.renderer} ({probe})" if self.renderer else "nothing"
+
+
+def drawn(row: EpisodeResult) -> Drawn:
+    """What painted that episode."""
+    return Drawn(row.renderer, row.render_probe)
 
 
 def likeness(a: Drawn, b: Drawn) -> Likeness:
@@ -45,8 +54,7 @@ def likeness(a: Drawn, b: Drawn) -> Likeness:
 
 def least_alike(pairs: Iterable[tuple[Drawn, Drawn]]) -> Likeness:
     """The worst that is found among them."""
-    found = {likeness(a, b) for a, b in pairs}
-    return "unequal" if "unequal" in found else "unknown" if "unknown" in found else "equal"
+    return max((likeness(a, b) for a, b in pairs), key=LIKENESSES.index, default="equal")
 
 
 def within(drawn: Iterable[Drawn]) -> Likeness:

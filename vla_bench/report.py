@@ -101,8 +101,13 @@ class Chapter:
     """Of its labels; a policy has one number on the whole page, in tables and figures."""
     rates: pd.DataFrame
 
+    @property
+    def names(self) -> dict[str, str]:
+        """Label -> as tables show it, marked where its pixels are not known to be the others'."""
+        return {standing.label: standing.name for standing in self.board.standings}
 
-def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
+
+def write_report(runs: Sequence[str | Path], out: str | Path, strict_renderer: bool = False) -> Path:
     """The page written into the folder `out`, beside its tables and figures. Raises UsageError, before writing, for
     runs that cannot be read, and for a folder that cannot be written."""
     if not runs:
@@ -110,7 +115,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
     found, folder = load_runs(runs), Path(out)
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
-        _write_all(found, folder)
+        _write_all(found, folder, strict_renderer)
     except OSError as error:
         raise UsageError(
             f"The report could not be written to {folder} ({error.strerror or error}): choose another --out."
@@ -118,8 +123,8 @@ def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
     return folder / PAGE
 
 
-def _write_all(found: Found, folder: Path) -> None:
-    chapters = _chapters(found)
+def _write_all(found: Found, folder: Path, strict_renderer: bool) -> None:
+    chapters = _chapters(found, strict_renderer)
     drawings = {chapter.id: list(_draw(chapter, folder / "figures")) for chapter in chapters}
     _write(folder / "report.md", _markdown(chapters, drawings, found))
     _write(folder / "episodes.csv", _csv(_episode_rows(chapters)))
@@ -132,8 +137,8 @@ def _write(file: Path, text: str) -> None:
     file.write_text(text, encoding="utf-8", errors="replace")
 
 
-def _chapters(found: Found) -> list[Chapter]:
-    sections = sections_of(found.runs)
+def _chapters(found: Found, strict_renderer: bool = False) -> list[Chapter]:
+    sections = sections_of(found.runs, strict_renderer)
     boards = [board_of(section) for section in sections]
     played = [
         report_data.entrants_in(section, [standing.label for standing in board.standings])
@@ -454,7 +459,7 @@ def _standing_cells(standing: Standing, chapter: Chapter) -> dict[str, str]:
     if links_on(chapter.board):
         like = None
     return {
-        "policy": f'<span class="swatch" style="background:{colour}"></span>{escape(standing.label)}',
+        "policy": f'<span class="swatch" style="background:{colour}"></span>{escape(standing.name)}',
         **_score_cells(standing, links_on(chapter.board), colour),
         "tasks like these": span(like.interval) if like else "–",
         "letters": escape(standing.letters) or "–",
@@ -532,14 +537,14 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 def _tasks_table(chapter: Chapter) -> list[tuple[str, ...]]:
     header = ("task", "policy", "solved", "rate", "95 % interval", "mean steps", "broken")
     rates = chapter.rates.sort_values("overall", kind="stable")
-    return [header, *(_task_cells(row) for row in rates.to_dict("records"))]
+    return [header, *(_task_cells(row, chapter.names) for row in rates.to_dict("records"))]
 
 
-def _task_cells(row: Mapping[Hashable, Any]) -> tuple[str, ...]:
+def _task_cells(row: Mapping[Hashable, Any], names: Mapping[str, str]) -> tuple[str, ...]:
     judged = row["episodes"] > 0
     return (
         row["task"],
-        row["policy"],
+        names[row["policy"]],
         f"{row['successes']}/{row['episodes']}",
         percent(row["rate"]) if judged else "–",
         span(Interval(row["low"], row["high"])),
@@ -579,7 +584,7 @@ def _grounding_table(chapter: Chapter) -> list[tuple[str, ...]]:
     """Empty where no policy told its attention."""
     rows = report_data.grounding_rows(chapter.entrants)
     header = ("task", "policy", "episodes", "calls", "out of view", "share %", "chance %", "share / chance", "hits %")
-    return [header, *(_grounding_cells(label, row) for label, row in rows)] if rows else []
+    return [header, *(_grounding_cells(chapter.names[label], row) for label, row in rows)] if rows else []
 
 
 def _grounding_cells(label: str, row: GroundingRow) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from vla_bench.pixels import views_of
 from vla_bench.pool import Pool, WorkerSetup, worker_count
 from vla_bench.provenance import content_hash, gather
 from vla_bench.registry import make_policy, make_suite, source_hash
-from vla_bench.renderers import Drawn, between, pixels_sentence, without_renderer
+from vla_bench.renderers import Drawn, between, drawn, pixels_sentence, without_renderer
 from vla_bench.rollout import Actor, Filming, Keeper, Rollout, Stage, attach
 from vla_bench.shipped import note_on
 from vla_bench.store import RunInfo, RunStore, record_actions
@@ -236,7 +236,7 @@ def _not_again(job: Job, todo: Sequence[Episode]) -> list[str]:
 
 def other_pixels(job: Job, store: RunStore, todo: Sequence[Episode]) -> list[str]:
     """A sentence when what is still to play is painted with other pixels than what is stored."""
-    there = {Drawn(row.renderer, row.render_probe) for row in store.rows(job.episodes) if row.success is not None}
+    there = {drawn(row) for row in store.rows(job.episodes) if row.success is not None}
     found = between(there, {job.drawn})
     said = pixels_sentence(found, {"the stored episodes": there, "those still to play": {job.drawn}})
     return [said] if said and todo else []

@@ -11,14 +11,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vla_bench import store
 from vla_bench.errors import UsageError
+from vla_bench.renderers import LIKENESSES, Drawn, Likeness, between, likeness, pixels_sentence, within
 from vla_bench.shipped import name_of
 from vla_bench.store import KEY, RunInfo
-from vla_bench.tables import load, stopping_notes, utf8
+from vla_bench.tables import drawn_in, load, stopping_notes, utf8
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,6 +89,11 @@ class Entrant:
         return self.policy, self.checkpoint, self.arguments
 
     @cached_property
+    def drawn(self) -> set[Drawn]:
+        """What painted its judged episodes."""
+        return drawn_in(self.episodes)
+
+    @cached_property
     def keys(self) -> set[tuple[object, ...]]:
         """Its episodes, broken ones included."""
         return set(self.episodes[list(KEY)].itertuples(index=False, name=None))
@@ -103,11 +110,17 @@ class Section:
     control_hz: float
     entrants: tuple[Entrant, ...]
     notes: tuple[str, ...]
-    """What a reader must know: merged runs, other protocols, unequal sets of episodes, several machines."""
+    """What a reader must know: other pixels or protocols, merged runs, unequal sets of episodes, several machines."""
+    other_pixels: frozenset[str] = frozenset()
+    """Labels of those that are not known to be painted with the pixels that most episodes have."""
+    painter: str = ""
+    """What painted it, where runs of other pixels are in other sections."""
 
     @property
     def title(self) -> str:
-        return f"{self.suite}{f' / {self.perturbation}' if self.perturbation else ''}"
+        """Suite and perturbation, and what painted it if that was asked to matter."""
+        painted = f", painted by {self.painter}" if self.painter else ""
+        return f"{self.suite}{f' / {self.perturbation}' if self.perturbation else ''}{painted}"
 
     @property
     def tasks(self) -> list[str]:
@@ -163,16 +176,21 @@ def load_runs(paths: Sequence[str | Path]) -> Found:
     return Found(tuple(unique.values()), tuple(unreadable))
 
 
-def sections_of(runs: Iterable[Run]) -> tuple[Section, ...]:
-    """The runs by suite, protocol hash and perturbation, in alphabetical order of these."""
+def sections_of(runs: Iterable[Run], strict_renderer: bool = False) -> tuple[Section, ...]:
+    """The runs by suite, protocol hash and perturbation, in alphabetical order of these; if asked for, also by what
+    painted them, unless that is known to paint the same pixels."""
     parts = dict[tuple[str, str, str], list[Run]]()
     for run in runs:
         for (suite, perturbation), rows in run.episodes.groupby(["suite", "perturbation"], sort=False):
             key = (str(suite), run.info.protocol_hash, str(perturbation))
-            part = run if len(rows) == len(run.episodes) else _part(run, rows)
-            parts.setdefault(key, []).append(part)
+            parts.setdefault(key, []).append(_part(run, rows))
     protocols = {(suite, hashed): parts[suite, hashed, more][0].info.protocol for suite, hashed, more in parts}
-    return tuple(_section(key, parts[key], protocols) for key in sorted(parts))
+    painted = {key: _by_pixels(parts[key]) if strict_renderer else {"": parts[key]} for key in sorted(parts)}
+    return tuple(
+        _section(key, its_runs, protocols, painter, [other for other in groups if other != painter])
+        for key, groups in painted.items()
+        for painter, its_runs in groups.items()
+    )
 
 
 def differences(here: Mapping[str, object], there: Mapping[str, object]) -> list[str]:
@@ -187,12 +205,38 @@ def differences(here: Mapping[str, object], there: Mapping[str, object]) -> list
 
 def _part(run: Run, rows: pd.DataFrame) -> Run:
     """The run with these episodes only."""
+    if len(rows) == len(run.episodes):
+        return run
     inferences = run.inferences.merge(rows[list(KEY)], on=list(KEY))
     return Run(run.path, run.info, rows.reset_index(drop=True), inferences)
 
 
+def _by_pixels(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """What painted them -> the runs, or parts of runs, that are known to have the same pixels. Episodes for which
+    nothing was painted are with all of them. One group, named "", where all have the same pixels."""
+    groups, unpainted = list[list[tuple[Drawn, Run]]](), list[Run]()
+    for run in runs:
+        for painted, rows in run.episodes.groupby(list(Drawn._fields), sort=False):
+            drawn, part = Drawn(*map(str, painted)), _part(run, rows)
+            if not drawn.renderer:
+                unpainted.append(part)
+            elif alike := [group for group in groups if all(likeness(drawn, other) == "equal" for other, _ in group)]:
+                alike[0].append((drawn, part))
+            else:
+                groups.append([(drawn, part)])
+    if len(groups) < 2:
+        return {"": list(runs)}
+    names = [str(group[0][0]) for group in groups]
+    told = [name if names.count(name) == 1 else f"{name} {n}" for n, name in enumerate(names, 1)]
+    return {name: [*(part for _, part in group), *unpainted] for name, group in zip(told, groups, strict=True)}
+
+
 def _section(
-    key: tuple[str, str, str], runs: Sequence[Run], protocols: Mapping[tuple[str, str], Mapping[str, object]]
+    key: tuple[str, str, str],
+    runs: Sequence[Run],
+    protocols: Mapping[tuple[str, str], Mapping[str, object]],
+    painter: str,
+    other_painters: Sequence[str],
 ) -> Section:
     suite, hashed, perturbation = key
     by_identity = dict[tuple[str, str, tuple[str, ...]], list[Run]]()
@@ -204,14 +248,44 @@ def _section(
         for label, (identity, its_runs) in zip(labels, by_identity.items(), strict=True)
     )
     protocol, control_hz = runs[0].info.protocol, runs[0].info.control_hz
+    pixels = pixels_sentence(_likeness_of(entrants), _painted(entrants))
     notes = (
+        *([pixels] if pixels else []),
+        *(f"Not comparable with what is painted by {other}: --strict-renderer." for other in other_painters),
         *_other_protocols(suite, hashed, protocols),
         *(note for entrant in entrants for note in entrant.notes),
         *_unequal_episodes(entrants),
         *_several_machines(entrants),
         *stopping_notes(run.info for run in runs),
     )
-    return Section(suite, hashed, perturbation, protocol, control_hz, entrants, notes)
+    marked = _other_pixels(entrants) if pixels else frozenset[str]()
+    return Section(suite, hashed, perturbation, protocol, control_hz, entrants, notes, marked, painter)
+
+
+def _painted(entrants: Sequence[Entrant]) -> dict[str, frozenset[Drawn]]:
+    """Labels -> what painted all these; those for which nothing was painted are left out."""
+    labels = dict[frozenset[Drawn], list[str]]()
+    for entrant in entrants:
+        if drawn := frozenset(one for one in entrant.drawn if one.renderer):
+            labels.setdefault(drawn, []).append(entrant.label)
+    return {", ".join(own): drawn for drawn, own in labels.items()}
+
+
+def _likeness_of(entrants: Sequence[Entrant]) -> Likeness:
+    """The least likeness of any two of them, or within one."""
+    found = {within(entrant.drawn) for entrant in entrants}
+    found |= {between(a.drawn, b.drawn) for a, b in combinations(entrants, 2)}
+    return max(found, key=LIKENESSES.index, default="equal")
+
+
+def _other_pixels(entrants: Sequence[Entrant]) -> frozenset[str]:
+    """Labels of those that are not known to be painted wholly as most of the painted episodes are."""
+    import pandas as pd
+
+    rows = pd.concat([entrant.episodes for entrant in entrants])
+    counts = rows.loc[rows["renderer"] != "", list(Drawn._fields)].value_counts(sort=True)
+    usual = {Drawn(*map(str, counts.index[0]))}
+    return frozenset(entrant.label for entrant in entrants if between(entrant.drawn, usual) != "equal")
 
 
 def _identity(info: RunInfo) -> tuple[str, str, tuple[str, ...]]:

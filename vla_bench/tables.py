@@ -11,6 +11,7 @@ from vla_bench import store
 from vla_bench.chains import ChainSummary, Share, broken_sentence, chain_summary, length_text, span_text
 from vla_bench.grounding_table import HEADER as GROUNDING_HEADER
 from vla_bench.grounding_table import TITLE, GroundingRow, grounding_rows, grounding_text
+from vla_bench.renderers import MARK, Drawn, pixels_sentence, within
 from vla_bench.stats import Interval, bounds, percentile, samples_needed, wilson
 from vla_bench.store import RunInfo
 from vla_bench.types import EpisodeResult
@@ -109,6 +110,8 @@ class RunSummary:
     """The first error that left an episode without a verdict, and where its traceback is."""
     notes: tuple[str, ...] = ()
     """How the duel ended that played the run."""
+    pixels: str = ""
+    """A sentence, after the mark that the tables' headers have, when not all pixels are known to be the same."""
 
     def _repr_markdown_(self) -> str:
         """What Jupyter shows."""
@@ -140,6 +143,14 @@ def _places(info: store.RunInfo) -> dict[str, int]:
     """Task name to its place in the suite."""
     tasks = info.protocol.get("tasks")
     return {task[0]: place for place, task in enumerate(tasks)} if isinstance(tasks, list) else {}
+
+
+def drawn_in(episodes: pd.DataFrame) -> set[Drawn]:
+    """What painted the judged ones of these episodes."""
+    if not set(Drawn._fields) <= set(episodes):
+        return {Drawn()}
+    judged = episodes.loc[episodes["success"].notna(), list(Drawn._fields)].drop_duplicates()
+    return {Drawn(*map(str, row)) for row in judged.itertuples(index=False, name=None)}
 
 
 def stopping_notes(infos: Iterable[RunInfo]) -> list[str]:
@@ -176,7 +187,7 @@ def load_summary(path: str | Path) -> RunSummary:
 
 def summary_of(info: RunInfo, episodes: pd.DataFrame, inferences: pd.DataFrame) -> RunSummary:
     """All tables of one run."""
-    total = _task_row("overall", episodes)
+    total, drawn = _task_row("overall", episodes), drawn_in(episodes)
     seconds = info.provenance.get("run_seconds")
     policy, suite = (info.identity.get(name, "?") for name in ("policy", "suite"))
     return RunSummary(
@@ -191,6 +202,7 @@ def summary_of(info: RunInfo, episodes: pd.DataFrame, inferences: pd.DataFrame) 
         grounding=grounding(inferences, episodes),
         cause=_cause_in(episodes),
         notes=tuple(stopping_notes([info])),
+        pixels=pixels_sentence(within(drawn), {"this run": drawn}),
     )
 
 
@@ -300,16 +312,21 @@ def render_text(summary: RunSummary) -> str:
 
 def render_markdown(summary: RunSummary) -> str:
     """The table of tasks, or of chains, for a README or a paper, with full names."""
-    return "\n\n".join([*_markdown_tables(summary), *summary.notes])
+    return "\n\n".join([*_markdown_tables(summary), *filter(None, [summary.pixels]), *summary.notes])
 
 
 def _markdown_tables(summary: RunSummary) -> list[str]:
     if summary.chains:
-        return [_piped(rows) for rows in _chain_tables(summary.chains)]
+        return [_piped(rows) for rows in _chain_tables(summary.chains, summary.pixels)]
     names = [row.task.replace("|", "\\|") for row in summary.tasks]
     rows = [[name, *_cells(row)] for name, row in zip(names, summary.tasks, strict=True)]
     rows.append([f"**{cell}**" for cell in ("overall", *_cells(summary.overall))])
-    return [_piped([HEADER, *rows])]
+    return [_piped([marked(HEADER, summary.pixels), *rows])]
+
+
+def marked(header: tuple[str, ...], pixels: str) -> tuple[str, ...]:
+    """The header of a table, with the mark of the sentence on its pixels if there is one."""
+    return (f"{header[0]} {MARK}", *header[1:]) if pixels else header
 
 
 def _piped(rows: Sequence[Sequence[str]]) -> str:
@@ -336,28 +353,34 @@ def _table(summary: RunSummary) -> list[str]:
     if not summary.overall.episodes + summary.overall.broken:
         return ["No episode has finished yet."]
     if summary.chains:
-        return _chain_lines(summary.chains, summary.overall.broken, summary.cause)
+        return _chain_lines(summary.chains, summary)
     cells = [HEADER[1:], *(_cells(row) for row in (*summary.tasks, summary.overall))]
     room = TERMINAL_WIDTH - sum(width + len(" | ") for width in _widths(cells))
-    names = [HEADER[0], *shorten([row.task for row in summary.tasks], room), "overall"]
+    first = marked(HEADER, summary.pixels)[0]
+    names = [first, *shorten([row.task for row in summary.tasks], room), "overall"]
     header, rule, *lines, total = aligned([[name, *row] for name, row in zip(names, cells, strict=True)])
-    return [header, rule, *lines, rule, total, *_broken_lines(summary)]
+    return [header, rule, *lines, rule, total, *_broken_lines(summary), *filter(None, [summary.pixels])]
 
 
-def _chain_lines(chains: ChainSummary, broken: int, cause: str) -> list[str]:
-    in_a_row, each = _chain_tables(chains)
-    lines = [*aligned(in_a_row), *([broken_sentence(chains, broken), f"  {cause}."] if broken else [])]
+def _chain_lines(chains: ChainSummary, summary: RunSummary) -> list[str]:
+    in_a_row, each = _chain_tables(chains, summary.pixels)
+    broken = summary.overall.broken
+    lines = [*aligned(in_a_row), *([broken_sentence(chains, broken), f"  {summary.cause}."] if broken else [])]
+    lines += [summary.pixels] if summary.pixels else []
     return [*lines, "", *aligned(each)] if len(each) > 1 else lines
 
 
-def _chain_tables(chains: ChainSummary) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+def _chain_tables(chains: ChainSummary, pixels: str) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
     """Instructions done in a row with their mean, and every instruction; headers first."""
     in_a_row = [
-        ("instructions done in a row", "chains", "rate", "95 % interval"),
+        marked(("instructions done in a row", "chains", "rate", "95 % interval"), pixels),
         *map(_share_cells, chains.at_least),
         ("average length", str(chains.chains), length_text(chains), span_text(chains.low, chains.high)),
     ]
-    return in_a_row, [("instruction", "done", "rate", "95 % interval"), *map(_share_cells, chains.subtasks)]
+    return in_a_row, [
+        marked(("instruction", "done", "rate", "95 % interval"), pixels),
+        *map(_share_cells, chains.subtasks),
+    ]
 
 
 def _share_cells(share: Share) -> tuple[str, ...]:
