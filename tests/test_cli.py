@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 
 from vla_bench.cli import main
 from vla_bench.config import ALIASES, RunConfig, parse_arguments
-from vla_bench.errors import MissingPackage
+from vla_bench.errors import MissingPackage, install_command
 from vla_bench.registry import POLICIES, SUITES, find_policy, make_suite
 
 RUN = ["run", "--policy", "zero", "--suite", "robosuite"]
@@ -188,4 +190,27 @@ def test_a_missing_simulator_is_named_with_the_pip_command(
 
     monkeypatch.setattr("vla_bench.envs.robosuite.version", missing)
     assert main([*RUN, "--out", str(tmp_path / "run")]) == 64
-    assert "robosuite is not installed; install it with: pip install 'vla-bench[robosuite]'" in capsys.readouterr().err
+    assert "robosuite is not installed; install it with: pip install 'robosuite==1.4.0'\n" in capsys.readouterr().err
+
+
+def test_the_advice_names_packages_and_versions_for_every_extra() -> None:
+    """There is no distribution called vla-bench to take an extra from; what is said comes from what is installed."""
+    from importlib import metadata
+
+    from packaging.requirements import Requirement
+
+    extras = metadata.metadata("vla-bench").get_all("Provides-Extra") or []
+    assert {"robosuite", "libero", "vla", "data", "all"} <= set(extras)
+    for extra in extras:
+        command, *packages = shlex.split(install_command(extra, anew=["robosuite", "torch"]))
+        assert (command, packages.pop(0)) == ("pip", "install")
+        assert packages
+        assert all(Requirement(package).name != "vla-bench" for package in packages)
+    assert "'robosuite==1.4.0'" in install_command("all", anew=["robosuite"])
+
+
+def test_nothing_tells_to_install_vla_bench_from_an_index() -> None:
+    root = Path(__file__).parent.parent
+    folders = ("*.md", "docs/**/*.md", "vla_bench/*.py", "envs/*.py", "policies/*.py", "scripts/*.sh")
+    files = [file for folder in folders for file in root.glob(folder)]
+    assert [file.name for file in files if re.search(r"pip install '?vla-bench", file.read_text("utf-8"))] == []

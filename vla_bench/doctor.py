@@ -16,7 +16,7 @@ from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 
-from vla_bench.errors import UsageError
+from vla_bench.errors import UsageError, install_command
 from vla_bench.gl import GlProbe, choose_backend, install_advice, probe
 from vla_bench.simulators import can_be_written, known_bad, pin, requirements, temporary_folder, usual_caches
 
@@ -115,7 +115,7 @@ def _python() -> Check:
     try:
         wanted = metadata.metadata(_OURS)["Requires-Python"]
     except metadata.PackageNotFoundError:
-        fix = "pip install -e . (in the folder of vla-bench)"
+        fix = "pip install -e . in a clone of vla-bench"
         return Check("python", False, f"{version}; vla-bench itself is not installed, its pins are unknown", fix)
     if version in SpecifierSet(wanted):
         return Check("python", True, f"{version} at {sys.executable}")
@@ -139,7 +139,7 @@ def _simulators(installed: Mapping[str, str]) -> Iterator[Check]:
         if name in installed:
             yield _pinned(name, installed)
         else:
-            yield Check(name, False, "not installed: no suite can run", _install("robosuite"))
+            yield Check(name, False, "not installed: no suite can run", install_command("robosuite"))
     if "robosuite" in installed:
         yield _numba_cache()
 
@@ -187,14 +187,14 @@ def _libero(installed: Mapping[str, str], answer: tuple[str, str, Mapping[str, s
     found = [name for name in _LIBEROS if name in installed]
     state, said, folders = answer
     if len(found) > 1:
-        fix = f"pip uninstall -y {' '.join(found)} && {_install('libero')}"
+        fix = f"pip uninstall -y {' '.join(found)} && {install_command('libero', found)}"
         yield Check("libero", False, f"{' and '.join(found)} overwrite each other's module `libero`", fix)
     elif state == "missing":
-        yield Check("libero", None, "not installed: the libero_* suites cannot run", _install("libero"))
+        yield Check("libero", None, "not installed: the libero_* suites cannot run", install_command("libero"))
     elif found and found != ["libero"]:
         yield _pinned(found[0], installed)
     elif state == "ok":
-        fix = f"pip uninstall -y libero && {_install('libero')}"
+        fix = f"pip uninstall -y libero && {install_command('libero')}"
         yield Check(
             "libero", None, f"{said}: used, but numbers are published with {_LIBEROS[0]}, yours may differ", fix
         )
@@ -217,10 +217,6 @@ def _ask_libero() -> tuple[str, str, Mapping[str, str]]:
         return "problem", f"LIBERO cannot be asked: {reason}", {}
     state, said, folders = json.loads(child.stdout.splitlines()[-1])
     return state, said, folders
-
-
-def _install(extra: str) -> str:
-    return f"pip install 'vla-bench[{extra}]'"
 
 
 # Rendering
@@ -278,12 +274,12 @@ def _model_libraries(installed: Mapping[str, str]) -> Iterator[Check]:
         if name in installed:
             yield Check(name, True, installed[name])
         else:
-            yield Check(name, None, "not installed: only needed by policies with weights", _install("vla"))
+            yield Check(name, None, "not installed: only needed by policies with weights", install_command("vla"))
 
 
 def _torch(installed: Mapping[str, str]) -> Check:
     if "torch" not in installed:
-        return Check("torch", None, "not installed: only needed by policies with weights", _install("vla"))
+        return Check("torch", None, "not installed: only needed by policies with weights", install_command("vla"))
     version = installed["torch"]
     try:
         child = _python_child(_ASK_TORCH)
@@ -291,7 +287,12 @@ def _torch(installed: Mapping[str, str]) -> Check:
         return Check("torch", None, f"{version}; no answer about CUDA in {_CHILD_TIMEOUT_S} s")
     if child.returncode != 0:
         reason = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
-        return Check("torch", False, f"{version} cannot be imported: {reason}", _install("vla") + " --force-reinstall")
+        return Check(
+            "torch",
+            False,
+            f"{version} cannot be imported: {reason}",
+            install_command("vla", ["torch"]) + " --force-reinstall",
+        )
     devices = json.loads(child.stdout.splitlines()[-1])
     return Check("torch", True, f"{version}; {' + '.join(devices) or 'no CUDA device: policies run on the CPU'}")
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from importlib import metadata
 from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 EXIT_DONE = 0
 EXIT_REGRESSION = 1
@@ -28,7 +33,41 @@ class MissingPackage(UsageError):
     """Raised when an optional simulator or model package is not installed."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed; install it with: pip install 'vla-bench[{extra}]'")
+        super().__init__(f"{package} is not installed; install it with: {install_command(extra, anew=[package])}")
+
+
+def install_command(extra: str, anew: Iterable[str] = ()) -> str:
+    """The line that installs what `vla-bench[extra]` lacks here, and `anew` whatever its state, by their own names.
+
+    The versions are those the installed vla-bench asks for: there is no distribution of it to take the extra from.
+    """
+    asked = _asked_for(extra)
+    if not asked:
+        return f"pip install '.[{extra}]' in a clone of vla-bench"
+    wanted = [one for one in asked if one.name in anew or not _is_here(one)]
+    named = sorted({f"'{one.name}{one.specifier}'" for one in wanted or asked})
+    return f"pip install {' '.join(named)}"
+
+
+def _asked_for(extra: str) -> list[Requirement]:
+    """What that extra adds to vla-bench on this Python, extras it is made of included; empty without its metadata."""
+    from packaging.requirements import Requirement
+
+    try:
+        lines = [Requirement(line) for line in metadata.requires("vla-bench") or []]
+    except metadata.PackageNotFoundError:
+        return []
+    added = [one for one in lines if one.marker and one.marker.evaluate({"extra": extra})
+             and not one.marker.evaluate({"extra": ""})]  # fmt: skip
+    inner = [more for one in added if one.name == "vla-bench" for name in one.extras for more in _asked_for(name)]
+    return [*(one for one in added if one.name != "vla-bench"), *inner]
+
+
+def _is_here(wanted: Requirement) -> bool:
+    try:
+        return metadata.version(wanted.name) in wanted.specifier
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def check_ending(flag: str, file: str | None, known: Iterable[str]) -> None:
