@@ -1,6 +1,6 @@
 """CALVIN: chains of five language instructions at one table (Mees et al. 2022, arXiv:2112.03227), on MuJoCo.
 
-Not obvious, each with its source (facts/calvin.md has the measurements):
+Not obvious, each with its source:
 
 * Evaluation follows mees/calvin fa03f01, `evaluate_policy.py`: 1000 chains; the scene is reset once per chain, robot at
   its neutral pose; at most 360 steps per instruction at 30 Hz; after every step only the current task is tested; at its

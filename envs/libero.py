@@ -1,6 +1,6 @@
 """LIBERO: 130 language-conditioned tasks of a Franka Panda (Liu et al. 2023, arXiv:2306.03310), from the real package.
 
-Not obvious, each with its source (facts/libero.md has the measurements):
+Not obvious, each with its source:
 
 * Evaluation follows openvla's `run_libero_eval.py` and openpi's `examples/libero/main.py`: 256 px agentview and wrist
   camera, 20 Hz OSC_POSE, `set_init_state(official state)`, 10 settle steps of [0, 0, 0, 0, 0, 0, -1] that do not count,
@@ -462,7 +462,7 @@ def read_torch_states(path: Path) -> Float64:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    # The four globals in all 250 official files (facts/libero.md); `_core` is where NumPy 2 keeps the first.
+    # The four globals in all 250 official files; `_core` is where NumPy 2 keeps the first.
     _ALLOWED = frozenset(
         {
             ("numpy.core.multiarray", "_reconstruct"),

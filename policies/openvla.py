@@ -11,7 +11,8 @@ What is not obvious, with the upstream file that says so (openvla/openvla c8f03f
   around for suites where +1 closes (experiments/robot/robot_utils.py).
 - OpenVLA answers one action per picture; OFT answers eight, meant to be played without looking again.
 - OFT clips its normalised state to [-1, 1]. The state's rotation is robosuite's axis-angle without an antipodal flip;
-  with one, LIBERO-Goal fell from 97 to 83 and Long from 95 to 56 (facts, section 12).
+  with one, LIBERO-Goal fell from 97 to 83 and Long from 95 to 56 (allenai/vla-evaluation-harness e1ee9ad, its
+  reproduction data).
 """
 
 from __future__ import annotations
