@@ -2,7 +2,8 @@
 # Play the checkpoints that come with vla-bench and hold each run against the committed one of its policy.
 # results/baselines/tiny_<policy>.jsonl are made by the same two commands, the second with --update. On a machine like the
 # one that made them all episodes are equal to the bit. Elsewhere, or after a change, a margin of 0.3 lets 30 episodes pass
-# that lost five and gained five (a loss of 0.18 is excluded), or lost eight and gained five (0.294).
+# that lost five and gained five (a loss of 0.18 is excluded), or lost eight and gained five (0.294). A machine whose
+# renderer paints other pixels (a GPU) is compared with a sentence that says so, until its own --update.
 set -eu
 cd "$(dirname "$0")/.."
 vla_bench="${VENV:-.venv}/bin/vla-bench"

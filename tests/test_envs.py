@@ -310,6 +310,15 @@ def test_observations_are_what_the_suite_says(made: Made) -> None:
     assert_observed(made.env.reset_trial(0, 0), made.suite)
 
 
+def test_mujoco_paints_as_finely_as_the_suite_says(made: Made) -> None:
+    """The probe scene is painted so; CALVIN's model takes these numbers from where its suite does."""
+    made.env.reset_trial(0, 0)
+    env = getattr(made.env.unwrapped, "inner", made.env.unwrapped)
+    if hasattr(env, "raw"):
+        quality = env.raw.sim.model._model.vis.quality
+        assert (quality.shadowsize, quality.offsamples) in made.suite.mujoco_quality
+
+
 def assert_observed(observation: Observation, suite: Suite) -> None:
     assert observation.state.shape == (len(suite.state),)
     assert observation.state.dtype == np.float32

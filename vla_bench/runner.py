@@ -143,6 +143,8 @@ def prepare(config: RunConfig, keeper: Keeper | None = None) -> Job:
     episodes = plan(suite, config)
     workers = min(worker_count(config.workers), len(episodes))
     settings = protocol(suite, config)
+    if suite.mujoco_quality:
+        use_backend()  # before a policy imports MuJoCo
     policy = make_policy(config.policy, suite, config.checkpoint, config.policy_args)
     check_compatible(policy, suite)
     info = RunInfo(
@@ -164,8 +166,6 @@ def prepare(config: RunConfig, keeper: Keeper | None = None) -> Job:
 def _painter(suite: Suite, policy: Policy, keeper: Keeper | None) -> Drawn:
     """What paints the pictures of this run; nothing where nobody looks at any, or they are not MuJoCo's."""
     views = views_of(suite)
-    if views:
-        use_backend()  # before anything imports MuJoCo
     return renderer(views) if policy.spec.cameras or keeper is not None else Drawn()
 
 
