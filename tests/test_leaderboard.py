@@ -187,7 +187,7 @@ def test_without_common_scenes_the_test_is_unpaired(tmp_path: Path) -> None:
     board = only_board(tmp_path)
     (found,) = board.comparisons
     assert (found.test, found.pairs, found.unequal_scenes) == ("Boschloo", 0, 20)
-    assert found.p == boschloo(17, 20, 14, 20) == pytest.approx(0.287145, abs=1e-6)  # facts/field.md 2c
+    assert found.p == boschloo(17, 20, 14, 20) == pytest.approx(0.287145, abs=1e-6)
     assert found.interval == newcombe_difference(17, 20, 14, 20)
     assert "1 of 1 comparisons leave out episodes whose scenes are not shown to be equal." in board.notes
 

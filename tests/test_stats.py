@@ -16,7 +16,7 @@ from vla_bench.stats import (
     wilson,
 )
 
-# facts/field.md 2b: recomputed with scipy 1.17.1 and statsmodels; the last two from Newcombe 1998, table I.
+# Recomputed with scipy 1.17.1 and statsmodels; the last two from Newcombe 1998, table I.
 WILSON = [
     (0, 10, 0.0, 0.27753),
     (0, 20, 0.0, 0.16113),
@@ -36,7 +36,7 @@ WILSON = [
     (15, 148, 0.06239, 0.16049),
 ]
 
-# facts/field.md 2b and 2e (the last two: entries that RoboLab's document has wrong); 5 digits, or 3 where it gives 3.
+# The last two are entries that RoboLab's document has wrong; 5 digits, or 3 where it gives 3.
 OTHER = [
     (clopper_pearson, (0, 10, 0.95), (0.0, 0.30850), 5e-6),
     (clopper_pearson, (0, 20, 0.95), (0.0, 0.16843), 5e-6),
@@ -62,7 +62,7 @@ JEFFREYS = [
 INTERVALS = [wilson, clopper_pearson, jeffreys, uniform_posterior]
 IntervalOf = Callable[[int, int, float], Interval]
 
-# facts/field.md 4: MLPerf's rule; 459 and 662 are confirmed by mlcommons/endpoints pull request 417.
+# MLPerf's rule; 459 and 662 are confirmed by mlcommons/endpoints pull request 417.
 SAMPLES = {
     90: {0: 44, 1: 64, 2: 81, 5: 127, 10: 197, 100: 1246},
     95: {0: 90, 1: 130, 2: 165, 5: 259, 10: 398, 100: 2504},
@@ -134,7 +134,7 @@ def test_wilson_of_a_clean_sweep_ends_exactly_at_the_edge(n: int) -> None:
 
 
 def test_five_hundred_episodes_at_97_percent_span_plus_minus_1_5_points() -> None:
-    low, high = wilson(485, 500)  # facts/field.md 2d
+    low, high = wilson(485, 500)
     assert (high - low) / 2 == pytest.approx(0.015, abs=5e-4)
 
 

@@ -19,7 +19,6 @@ from vla_bench.stats_anytime import (
 )
 from vla_bench.stats_planning import fisher_p_values
 
-# facts/field.md 2c
 E_VALUES = [(7, 0, 16.000), (8, 0, 28.444), (13, 0, 585.143), (11, 2, 7.50183), (20, 8, 2.97815), (0, 0, 1)]
 
 
@@ -88,7 +87,7 @@ def test_looking_after_every_pair_keeps_the_e_values_level_but_not_mcnemars() ->
 
 
 def test_looking_every_ten_episodes_costs_fisher_its_level() -> None:
-    """facts/field.md 2c: 16 % false positives, not 5 %; 4000 repeats, rate 1/2, up to 200 episodes an arm."""
+    """16 % false positives, not 5 %; 4000 repeats, rate 1/2, up to 200 episodes an arm."""
     rng = np.random.default_rng(0)
     a, b = np.cumsum(rng.integers(0, 2, (2, 4000, 200)), axis=2)
     looks = range(10, 201, 10)
@@ -104,7 +103,7 @@ def test_e_values_do_see_a_difference() -> None:
 
 
 def test_unpaired_e_values_give_the_published_numbers() -> None:
-    # facts/field.md 2e: all fail v all succeed, priors Beta(1, 2) and Beta(2, 1); p = 1/e .09765625 and .03515625
+    # all fail v all succeed, priors Beta(1, 2) and Beta(2, 1); p = 1/e .09765625 and .03515625
     e_values = unpaired_e_values([0] * 4, [1] * 4, prior_a=(1, 2), prior_b=(2, 1))
     assert e_values[2:] == pytest.approx([10.24, 28.444], abs=5e-4)
     assert anytime_p_values(e_values)[2:] == pytest.approx([0.09765625, 0.03515625])

@@ -4,7 +4,7 @@ from numpy.typing import NDArray
 
 from vla_bench.stats_many import bradley_terry, holm, letters
 
-# facts/field.md 2c: American League 1987 (Agresti), 13 games a pair, rows beat columns.
+# American League 1987 (Agresti), 13 games a pair, rows beat columns.
 # MIL DET TOR NYY BOS CLE BAL
 LEAGUE = [
     [0, 7, 9, 7, 7, 9, 11],

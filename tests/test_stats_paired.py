@@ -7,7 +7,7 @@ from scipy.stats import binomtest, multinomial
 
 from vla_bench.stats_paired import mcnemar, mcnemar_midp, paired_difference, sign_flip, tango_score
 
-# facts/field.md 2c; 6 v 16 (of 161 pairs) is Cavo 2012 as printed by R's contingencytables 3.0.0 (tests of chapter 8).
+# 6 v 16 (of 161 pairs) is Cavo 2012 as printed by R's contingencytables 3.0.0 (tests of chapter 8).
 EXACT = [
     (11, 2, 0.02246094),
     (13, 0, 0.00024414),

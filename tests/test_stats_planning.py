@@ -15,13 +15,13 @@ from vla_bench.stats_planning import (
 
 
 def test_episodes_needed_gives_the_published_numbers() -> None:
-    assert episodes_needed(0.75, 0.85) == 250  # facts/field.md 2d
+    assert episodes_needed(0.75, 0.85) == 250
     assert episodes_needed(0.70, 0.85) == 121
     assert episodes_needed(0.85, 0.70) == 121
 
 
 def test_detectable_gives_the_published_numbers() -> None:
-    above, below = detectable(0.7, 40)  # facts/field.md 2d: +23.8 and -30.7 points
+    above, below = detectable(0.7, 40)  # +23.8 and -30.7 points
     assert above == pytest.approx(0.7 + 0.238, abs=5e-4)
     assert below == pytest.approx(0.7 - 0.307, abs=5e-4)
 
@@ -44,7 +44,7 @@ def test_what_no_rate_is_far_enough_for_is_none() -> None:
 
 @pytest.mark.parametrize(("n", "power"), [(20, 0.4677), (31, 0.7414), (37, 0.8064)])
 def test_fisher_power_gives_the_published_numbers(n: int, power: float) -> None:
-    assert fisher_power(0.35, 0.70, n) == pytest.approx(power, abs=5e-5)  # facts/field.md 2d
+    assert fisher_power(0.35, 0.70, n) == pytest.approx(power, abs=5e-5)
 
 
 @pytest.mark.parametrize("n", [1, 2, 9, 20])

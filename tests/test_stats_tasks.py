@@ -22,7 +22,6 @@ def suite(successes: list[int], n: int) -> list[Floats]:
     return [np.r_[np.ones(k), np.zeros(n - k)] for k in successes]
 
 
-# facts/field.md 2c
 ONE_BAD_TASK = suite([50, 49, 48, 50, 47, 45, 50, 49, 50, 31], 50)
 
 

@@ -7,7 +7,7 @@ from scipy.stats import beta
 
 from vla_bench.stats_unpaired import barnard, boschloo, fisher, newcombe_difference, probability_better
 
-# facts/field.md 2c: the first three from Newcombe 1998 (Statistics in Medicine 17:873).
+# the first three from Newcombe 1998 (Statistics in Medicine 17:873).
 NEWCOMBE = [
     ((56, 70, 48, 80), 0.05243, 0.33387),
     ((9, 10, 3, 10), 0.17052, 0.80902),
@@ -24,7 +24,6 @@ NEWCOMBE_STATSMODELS = [
     ((500, 500, 493, 500), 0.0035117971334199354, 0.028613069137785274),
 ]
 
-# facts/field.md 2c
 P_VALUES = [
     (boschloo, (74, 80, 91, 120), 0.001961, 5e-7),
     (barnard, (74, 80, 91, 120), 0.002375, 5e-7),
@@ -82,7 +81,7 @@ def test_greater_means_that_a_is_better(test: Test) -> None:
 
 
 def test_three_against_three_is_the_least_that_barnard_decides() -> None:
-    assert barnard(0, 3, 3, 3, "less") < 0.05 < barnard(0, 2, 2, 2, "less")  # facts/field.md 2e
+    assert barnard(0, 3, 3, 3, "less") < 0.05 < barnard(0, 2, 2, 2, "less")
 
 
 @pytest.mark.parametrize("test", TESTS)
@@ -108,7 +107,7 @@ def test_unknown_alternatives_are_refused(test: Test) -> None:
 
 
 def test_probability_better_gives_the_published_numbers() -> None:
-    assert probability_better(17, 20, 14, 20) == pytest.approx(0.861421, abs=5e-7)  # facts/field.md 2c
+    assert probability_better(17, 20, 14, 20) == pytest.approx(0.861421, abs=5e-7)
     assert probability_better(7, 20, 0, 20) == pytest.approx(0.998276, abs=5e-7)
 
 

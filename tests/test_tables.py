@@ -63,7 +63,7 @@ def test_tasks_come_in_first_seen_order_with_wilson_intervals(tmp_path: Path) ->
     assert table["task"].tolist() == ["stack", "door"]
     stack = table.iloc[0]
     assert (stack.episodes, stack.successes, stack.rate, stack.broken) == (20, 17, 0.85, 1)
-    assert (stack.low, stack.high) == pytest.approx((0.63958, 0.94763), abs=1e-5)  # facts/field.md 2b
+    assert (stack.low, stack.high) == pytest.approx((0.63958, 0.94763), abs=1e-5)
     assert stack.mean_steps == 19.5
 
 

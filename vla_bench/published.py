@@ -2,7 +2,7 @@
 
 Protocols differ between rows and from ours: step limits, simulator versions, seeds, who counted crashes as failures.
 `read` says how near to the source the number was read: "source" (the project's own README, docs or paper), or "quoted"
-(a later paper's or report's table; the original was not opened). Full notes: facts/policies.md, section 7.
+(a later paper's or report's table; the original was not opened).
 """
 
 from __future__ import annotations
