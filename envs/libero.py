@@ -32,7 +32,6 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -41,7 +40,7 @@ import numpy as np
 
 from vla_bench.errors import MissingPackage, UsageError, install_command
 from vla_bench.gl import insist_on_library
-from vla_bench.simulators import insist_on_versions, use_numba_cache
+from vla_bench.simulators import insist_on_versions, installed_version, use_numba_cache
 from vla_bench.types import Camera, Quality, Suite, Task
 
 from .libero_tasks import TASKS
@@ -327,13 +326,13 @@ def import_libero() -> Any:
     _configure()
     try:
         from libero.libero import envs
-    except ImportError as error:
+    except Exception as error:  # some ask for what they miss on the terminal
         raise _not_importable(error) from error
     return envs
 
 
-def _not_importable(error: ImportError) -> UsageError:
-    said = " ".join(str(error).split()).rstrip(".")
+def _not_importable(error: Exception) -> UsageError:
+    said = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".")
     return UsageError(
         f"The installed LIBERO ({title()}) cannot be imported ({said}): install what it needs, or one that needs no "
         f"more with: {install_command('libero', DISTRIBUTIONS)}"
@@ -349,7 +348,8 @@ def _configure() -> None:
     located = _root()
     folder = Path(tempfile.mkdtemp(prefix="vla-bench-libero-"))
     keys = {"benchmark_root": "", "bddl_files": "bddl_files", "init_states": "init_files", "assets": "assets"}
-    lines = [f"{key}: {located / value}" for key, value in {**keys, "datasets": "datasets"}.items()]
+    lines = [f"{key}: {located / value}" for key, value in keys.items()]
+    lines.append(f"datasets: {folder}")  # a folder that is there: otherwise upstream prints a warning at each look-up
     (folder / "config.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
     os.environ["LIBERO_CONFIG_PATH"] = str(folder)
 
@@ -359,12 +359,10 @@ def distribution() -> str:
 
     Raises MissingPackage.
     """
-    for name in DISTRIBUTIONS:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            metadata.version(name)
-            return name
-    _root()
-    return UPSTREAM
+    known = next(filter(installed_version, DISTRIBUTIONS), None)
+    if known is None:
+        _root()
+    return known or UPSTREAM
 
 
 def _root() -> Path:
@@ -387,11 +385,8 @@ def title() -> str:
     """Name and version of the installed LIBERO; of one that is not tested here also a hash of its code."""
     name = distribution()
     if name in DISTRIBUTIONS:
-        return f"{name} {metadata.version(name)}"
-    try:
-        told = metadata.version(UPSTREAM)
-    except metadata.PackageNotFoundError:
-        told = "of no distribution"
+        return f"{name} {installed_version(name)}"
+    told = installed_version(UPSTREAM) or "of no distribution"
     digest = hashlib.sha256()
     for file in sorted(_root().rglob("*.py")):
         digest.update(file.read_bytes())
@@ -399,18 +394,24 @@ def title() -> str:
 
 
 def check_folders() -> dict[str, str]:
-    """Where LIBERO's task files, initial states and assets are. Raises MissingPackage and other UsageErrors."""
+    """Where LIBERO's task files, initial states and assets are. Raises MissingPackage, and UsageError for what fails.
+
+    One that is not tested here is imported whole.
+    """
     title()
     _configure()
     try:
         from libero import libero
-    except ImportError as error:
+    except Exception as error:  # some ask for what they miss on the terminal
         raise _not_importable(error) from error
     told = os.environ.get("LIBERO_CONFIG_PATH") or getattr(libero, "libero_config_path", "~/.libero")
     file = Path(str(told)).expanduser() / "config.yaml"
     downloads = distribution() == "hf-libero"  # its assets come at first use
     keys = ("bddl_files", "init_states") if downloads else ("bddl_files", "init_states", "assets")
-    return {key: str(_folder(libero.get_libero_path, key, file)) for key in keys}
+    folders = {key: str(_folder(libero.get_libero_path, key, file)) for key in keys}
+    if distribution() == UPSTREAM:  # who knows what it needs
+        import_libero()
+    return folders
 
 
 def _folder(get_path: Callable[[str], str], key: str, file: Path) -> Path:

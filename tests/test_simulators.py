@@ -144,6 +144,7 @@ import os, sys
 sys.path.insert(0, sys.argv[1])
 from vla_bench.envs import libero
 libero.DISTRIBUTIONS = ("nonesuch-1", "nonesuch-2")
+libero.import_robosuite = lambda: None
 os.environ["HOME"] = sys.argv[1]
 try:
     print(libero.title())
@@ -166,6 +167,8 @@ def clone(tmp_path: Path) -> Path:
     inner.mkdir(parents=True)
     (inner / "__init__.py").write_text(ASKING)
     (inner.parent / "__init__.py").touch()
+    (inner / "envs").mkdir()
+    (inner / "envs" / "__init__.py").touch()
     for folder in ("bddl_files", "init_files", "assets"):
         (inner / folder).mkdir()
     return tmp_path
@@ -192,8 +195,13 @@ def test_another_module_called_libero_is_named_for_what_it_is(clone: Path) -> No
 
 
 def test_what_a_libero_needs_and_lacks_is_named(clone: Path) -> None:
-    (clone / "libero" / "libero" / "__init__.py").write_text("import nonesuch\n")
-    assert "cannot be imported (No module named 'nonesuch')" in ask(clone)[-1]
+    (clone / "libero" / "libero" / "envs" / "__init__.py").write_text("import nonesuch\n")
+    assert "cannot be imported (ModuleNotFoundError: No module named 'nonesuch')" in ask(clone)[-1]
+
+
+def test_a_libero_that_asks_questions_all_the_same_is_no_traceback(clone: Path) -> None:
+    (clone / "libero" / "libero" / "__init__.py").write_text("raise EOFError('EOF when reading a line')\n")
+    assert "cannot be imported (EOFError: EOF when reading a line)" in ask(clone)[-1]
 
 
 def test_a_missing_folder_of_libero_is_named(clone: Path) -> None:

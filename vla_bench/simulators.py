@@ -78,16 +78,17 @@ def insist_on_versions(*packages: str) -> None:
 
     Those that are not installed are not looked for.
     """
-    installed = {name: version for name in packages if (version := _version(name))}
+    installed = {name: version for name in packages if (version := installed_version(name))}
     for name in installed:
         if said := known_bad(name, installed):
             raise UsageError(f"{name} {said}; install one that does with: pip install '{name}{pin(name)}'")
 
 
-def _version(package: str) -> str:
+def installed_version(package: str) -> str:
+    """ "" when it is not installed, or half removed: of such a one only the folder of its metadata is left."""
     try:
         return metadata.version(package) or ""
-    except metadata.PackageNotFoundError:
+    except (metadata.PackageNotFoundError, KeyError):
         return ""
 
 
