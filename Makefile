@@ -40,8 +40,8 @@ $(VENV)/.tests-installed: $(VENV)/.installed scripts/setup_tests.sh scripts/lero
 test: setup-tests ## run the tests, those that need a simulator included
 	$(BIN)/pytest -n auto --dist loadscope --no-loadscope-reorder -m "not slow"
 
-test-slow: setup-tests ## run the tests that are left out of `make test` because they take long
-	$(BIN)/pytest -n auto --dist loadscope --no-loadscope-reorder -m slow
+test-slow: setup-tests ## run the tests that `make test` leaves out because they take long (PART=2/10: a tenth of them)
+	$(BIN)/pytest -n auto --dist loadscope --no-loadscope-reorder -m slow $(if $(PART),--part $(PART))
 
 test-newest: ## run what leans on other packages with the newest release of each that pyproject.toml allows
 	PYTHON="$(PYTHON)" sh scripts/newest.sh

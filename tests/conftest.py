@@ -3,6 +3,7 @@
 Tests run on all cores at once, one thread each: two threads of torch on a busy core wait for each other.
 """
 
+import argparse
 import contextlib
 import gc
 import os
@@ -24,9 +25,36 @@ LONG = ("test_envs", "test_envs_truth", "test_oracle", "test_benchmarks", "test_
 that is for `--dist loadscope --no-loadscope-reorder`."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(trylast=True)  # after -m and -k
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     places = {f"{name}.py": place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
+    if part := config.getoption("part"):
+        kept, left_out = divided(items, *part)
+        items[:] = kept
+        config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--part", type=part_of, metavar="N/M", help="only the N-th of M parts of what is selected")
+
+
+def part_of(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"--part should be like 2/5, got {text!r}")
+    return int(number), int(count)
+
+
+def divided(items: list[pytest.Item], number: int, count: int) -> tuple[list[pytest.Item], list[pytest.Item]]:
+    """Those in that part and the others; tests of one scene stay together."""
+    units = {unit: place % count == number - 1 for place, unit in enumerate(dict.fromkeys(map(unit_of, items)))}
+    return [item for item in items if units[unit_of(item)]], [item for item in items if not units[unit_of(item)]]
+
+
+def unit_of(item: pytest.Item) -> str:
+    scene = item.callspec.params.get("made") if hasattr(item, "callspec") else None
+    return f"{item.path}[{scene}]" if isinstance(scene, str) else item.nodeid
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -45,6 +46,41 @@ def outcomes(project: pytest.Pytester, module_level: str = "") -> tuple[dict[str
     project.makepyfile(TESTS.format(module_level))
     result = project.runpytest_subprocess("-p", "no:cacheprovider")
     return result.parseoutcomes(), result.stdout.str()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_parts_hold_every_test_once_and_those_of_one_scene_together(project: pytest.Pytester, count: int) -> None:
+    project.makepyfile(
+        """
+        import pytest
+
+        @pytest.fixture(params=["x", "y"])
+        def made(request): return request.param
+
+        def test_a(made): ...
+
+        def test_b(made): ...
+
+        @pytest.mark.parametrize("n", range(5))
+        def test_c(n): ...
+        """
+    )
+    parts = []
+    for number in range(1, count + 1):
+        result = project.runpytest_subprocess("--collect-only", "-q", f"--part={number}/{count}")
+        parts.append([line.partition("::")[2] for line in result.outlines if "::" in line])
+    assert sorted(itertools.chain(*parts)) == sorted(
+        [f"test_{test}[{scene}]" for test in "ab" for scene in "xy"] + [f"test_c[{n}]" for n in range(5)]
+    )
+    assert all(("test_a[x]" in part) == ("test_b[x]" in part) for part in parts)
+    assert all(parts)
+
+
+@pytest.mark.parametrize("wrong", ["0/3", "4/3", "3", "a/b"])
+def test_a_part_that_is_none_is_a_usage_error(project: pytest.Pytester, wrong: str) -> None:
+    result = project.runpytest_subprocess(f"--part={wrong}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "--part should be like 2/5" in result.stderr.str()
 
 
 def test_with_ci_only_what_cannot_be_had_is_skipped(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
