@@ -11,6 +11,7 @@ import ctypes
 import ctypes.util
 import functools
 import json
+import multiprocessing
 import os
 import shutil
 import statistics
@@ -33,9 +34,10 @@ _ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
     "glfw": {"MUJOCO_GL": "glx", "PYOPENGL_PLATFORM": "glx"},  # robosuite turns glfw into egl and leaves glx alone
     "cgl": {"MUJOCO_GL": "cgl"},
 }
-_LIBRARIES = {"osmesa": "OSMesa", "egl": "EGL"}  # preferred first: same pixels, but EGL prints tracebacks at exit
+_LIBRARIES = {"osmesa": "OSMesa", "egl": "EGL"}  # preferred first: same pixels
 _IMAGE_PX = 256
-_SETTING = os.environ.get("MUJOCO_GL", "")  # what the user asked for, before `use_backend`
+_SETTING = "" if multiprocessing.parent_process() else os.environ.get("MUJOCO_GL", "")
+"""What the user asked for: `use_backend` has not been called yet. A worker inherits what was chosen."""
 _ROOT = Path(__file__).parent.parent  # vla_bench is importable here, and files of the user's are not
 _SCENE = """
 <mujoco><worldbody>
