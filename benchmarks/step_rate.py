@@ -163,7 +163,7 @@ def digest(*arrays: np.ndarray[Any, Any]) -> str:
 
 def serve(pipe: Connection, side: type[Ours | Upstream], cameras: Sequence[str]) -> None:
     """Build a side, start trial 0, then do as the pipe says until it says None."""
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 upstream prints while it loads
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 upstream prints while it loads
     gl.use_backend()
     from vla_bench.envs import libero
 
@@ -194,7 +194,7 @@ def median(costs: Sequence[Cost], parts: int = 1) -> Cost:
 
 def memory_mb() -> list[float]:
     """Resident now and at most. (`ru_maxrss` would hold the parent's from before the exec.)"""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
     return [int(lines[name].split()[0]) * 1024 / 1e6 for name in ("VmRSS", "VmHWM")]
 
 
@@ -271,7 +271,7 @@ class Metered:
         return getattr(self._env, name)
 
     def reset_trial(self, trial: int, seed: int) -> Observation:
-        with self._log.open("a") as log:
+        with self._log.open("a", encoding="utf-8") as log:
             log.write(json.dumps([os.getpid(), time.process_time() - self._inside, self._calls]) + "\n")
         started = now()
         observation: Observation = self._env.reset_trial(trial, seed)
@@ -288,7 +288,7 @@ class Metered:
 
 def outside_ms(log: Path) -> float:
     """CPU ms per call of `advance` that `Metered` environments did not take, from first to last reset."""
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     spans = [[line[1:] for line in lines if line[0] == pid] for pid in {line[0] for line in lines}]
     cpu, calls = np.sum([np.subtract(span[-1], span[0]) for span in spans], axis=0)
     return 1e3 * float(cpu / calls)

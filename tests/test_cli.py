@@ -34,7 +34,7 @@ TOY = ["run", "--policy", "fakes:Walker", "--suite", "fakes:suite", "--episodes"
         ([*RUN, "--seed", "-1"], "--seed should be at least 0 and below 2^63, got -1."),
         ([*RUN, "--seed", "99999999999999999999"], "--seed should be at least 0 and below 2^63"),
         ([*RUN, "--timeout", "inf"], "--timeout should be more than 0 seconds, got inf."),
-        ([*RUN, "--ensemble-decay", "nan"], "--ensemble-decay should be a finite number, got nan."),
+        ([*RUN, "--ensemble-decay", "nan"], "--ensemble-decay should be within ±1e+06, got nan."),
         ([*RUN, "--workers", "²"], "--workers should be a number"),
         (
             [*RUN, "--suite-args", "resolution=8", "resolution=9"],

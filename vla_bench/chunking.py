@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from vla_bench.errors import UsageError
 from vla_bench.types import Float32
 
+_SAFE_EXPONENT = 600.0
+"""The exponential of it, thousands of times, is a float64, and so is its reciprocal."""
+
 Past = tuple[Float32, ...]
 """Tails of earlier chunks, oldest first: float32 (h >= 1, A) each, row 0 the prediction for the coming step."""
 
@@ -72,7 +75,7 @@ class TemporalEnsemble:
 
     def weights(self, predictions: Float32) -> Weights:
         """(n,) summing to 1, for the (n, A) predictions of one step, oldest first."""
-        return _normalised(np.exp(-self.decay * np.arange(len(predictions))))
+        return _softmax(-self.decay * np.arange(len(predictions)))
 
     def play(self, past: Past, chunk: Float32) -> Played:
         return _ensemble((*past, chunk), _within(self.execute, chunk), self.weights)
@@ -100,7 +103,7 @@ class AdaptiveEnsemble:
         vectors = predictions.astype(np.float64)
         norms = np.linalg.norm(vectors, axis=1)
         cosines = vectors @ vectors[-1] / (norms * norms[-1] + 1e-7)  # eps as in CogACT: all-zero actions are legal
-        return _normalised(np.exp(self.alpha * cosines))
+        return _softmax(self.alpha * cosines)
 
     def play(self, past: Past, chunk: Float32) -> Played:
         return _ensemble((*past, chunk)[-self.window :], _within(self.execute, chunk), self.weights)
@@ -120,8 +123,13 @@ def _ensemble(predictions: Past, execute: int, weigh: Weigh) -> Played:
     return Played(actions, tuple(tail[execute:].copy() for tail in predictions if len(tail) > execute))
 
 
-def _normalised(weights: Weights) -> Weights:
-    return weights / float(weights.sum())
+def _softmax(exponents: Weights) -> Weights:
+    """exp(exponents), (n,), divided by their sum. Shifted only where the largest would over- or underflow, so that
+    ordinary weights are to the bit what the papers' formulas give."""
+    largest = float(exponents.max())
+    weights = np.exp(exponents - (largest - float(np.clip(largest, -_SAFE_EXPONENT, _SAFE_EXPONENT))))
+    weights /= float(weights.sum())
+    return weights
 
 
 def _within(execute: int, chunk: Float32) -> int:

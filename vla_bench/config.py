@@ -24,6 +24,9 @@ from vla_bench.errors import UsageError, check_ending, unknown_name
 ALIASES: Mapping[str, str] = {"libero_long": "libero_10"}
 """Other names of suites."""
 
+MOST_WEIGHT = 1e6
+"""Largest rate of an ensemble's weights: far below it already, one prediction has all the weight."""
+
 Scalar = str | int | float | bool | None
 
 
@@ -87,7 +90,7 @@ class RunConfig:
         _require(in_time, "--timeout", self.timeout, "more than 0 seconds")
         for name in ("ensemble_decay", "ensemble_alpha"):
             value = getattr(self, name)
-            _require(math.isfinite(value), f"--{name.replace('_', '-')}", value, "a finite number")
+            _require(abs(value) <= MOST_WEIGHT, f"--{name.replace('_', '-')}", value, f"within ±{MOST_WEIGHT:g}")
         check_ending("--record-actions", self.record_actions, [".jsonl"])
         self.make_chunking()
 

@@ -273,11 +273,11 @@ def _write_meta(root: Path, suite: Suite, features: Mapping[str, Mapping[str, An
         "features": features,
     }
     (root / "meta").mkdir(exist_ok=True)
-    (root / INFO).write_text(json.dumps(info, indent=4) + "\n")
+    (root / INFO).write_text(json.dumps(info, indent=4) + "\n", encoding="utf-8")
     stats = {name: array_stats(np.concatenate(values)) for name, values in written.numbers.items()}
     stats |= {name: picture_stats(counts, written.frames) for name, counts in written.counts.items()}
     plain = {name: {key: value.tolist() for key, value in of.items()} for name, of in stats.items()}
-    (root / "meta/stats.json").write_text(json.dumps(plain, indent=4) + "\n")
+    (root / "meta/stats.json").write_text(json.dumps(plain, indent=4) + "\n", encoding="utf-8")
     tasks = pd.DataFrame({"task_index": list(written.tasks.values())}, index=pd.Index(list(written.tasks), name="task"))
     tasks.to_parquet(root / "meta/tasks.parquet")
     file = root / EPISODES_PATH.format(chunk_index=0, file_index=0)
@@ -341,7 +341,7 @@ def read_lerobot(folder: Path) -> dict[Episode, Recorded]:
 def _read(folder: Path) -> Iterator[tuple[Episode, Recorded]]:
     import pyarrow.parquet as pq
 
-    version = json.loads((folder / INFO).read_text())["codebase_version"]
+    version = json.loads((folder / INFO).read_text(encoding="utf-8"))["codebase_version"]
     if version != VERSION:
         raise ValueError(f"its version is {version}")
     for file in sorted((folder / "meta/episodes").glob("*/*.parquet")):

@@ -327,12 +327,12 @@ def _machine() -> Iterator[Check]:
 def _memory_available_gib() -> float | None:
     """The kernel's estimate, or a container's limit where that is less."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     available = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
     if available is None:
         return None
     limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.exists() else ""
+    text = limit.read_text(encoding="utf-8").strip() if limit.exists() else ""
     return min(available, int(text) if text.isdigit() else available) / _GIB

@@ -193,7 +193,7 @@ def probe(backend: str, timeout_s: float = 60, views: Sequence[View] = ()) -> Gl
             env={**os.environ, **_ENVIRONMENT[backend]},
             cwd=_ROOT,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             timeout=timeout_s,
             check=False,

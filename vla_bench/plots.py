@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -57,11 +59,24 @@ class Size(NamedTuple):
 
 def new_axes(size: Size) -> Axes:
     """Empty axes of their own figure, in the style of all figures."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
+    with _no_backend():
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
 
     with mpl.rc_context(_style()):
         return Figure(figsize=size, layout="constrained", facecolor=PAPER).add_subplot()
+
+
+@contextmanager
+def _no_backend() -> Iterator[None]:
+    """Matplotlib is imported inside: files are drawn by Agg, and a notebook's MPLBACKEND may name a module that is not
+    installed here, at which the import fails."""
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        yield
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
 
 
 def save(ax: Axes, stem: Path) -> str:

@@ -40,13 +40,21 @@ def gather() -> dict[str, object]:
 
 
 def _versions() -> dict[str, str]:
-    installed = {package.metadata["Name"].lower(): package.version for package in metadata.distributions()}
+    whole = [package for package in metadata.distributions() if not is_half_removed(package)]
+    installed = {package.metadata["Name"].lower(): package.version for package in whole}
     return {name: installed[name] for name in PACKAGES if name in installed}
+
+
+def is_half_removed(package: metadata.Distribution) -> bool:
+    """Whether only the folder of its metadata is left, without a name or a version, as a `pip uninstall` that was
+    interrupted leaves it."""
+    told = package.metadata  # None or empty, by Python's version, where the file is missing
+    return not told or not told["Name"] or not told["Version"]
 
 
 def _cpu_name() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
@@ -63,7 +71,15 @@ def _git() -> dict[str, object]:
 
 def _run(folder: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=folder,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=10,
+            check=False,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

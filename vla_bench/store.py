@@ -139,8 +139,8 @@ class RunStore:
 
     def log_error(self, heading: str, trace: str) -> None:
         """Keeps a traceback for whoever wants to mend what broke."""
-        with _failure(self.path / ERRORS, "free some space"), (self.path / ERRORS).open("a") as log:
-            log.write(f"{heading}\n{trace}\n")
+        with _failure(self.path / ERRORS, "free some space"), (self.path / ERRORS).open("ab") as log:
+            log.write(f"{heading}\n{trace}\n".encode("utf-8", "backslashreplace"))  # file names may be no UTF-8
 
     def keep_provenance(self) -> None:
         """Puts back what run.json said before this session, which played nothing."""
@@ -179,7 +179,7 @@ class RunStore:
 
     def _write_info(self) -> None:
         with _failure(self.path / RUN, "free some space"), replacing(self.path / RUN) as temporary:
-            temporary.write_text(json.dumps(asdict(self.info), indent=2, allow_nan=False) + "\n")
+            temporary.write_text(json.dumps(asdict(self.info), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_info(path: str | Path) -> RunInfo:
