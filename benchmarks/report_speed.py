@@ -40,7 +40,8 @@ def synthetic_run(path: Path, policy: str, suite: str, *, skill: float, episodes
     names = [f"pick_up_the_{suite}_object_number_{task}_and_place_it_on_the_plate" for task in range(tasks)]
     ease = np.random.default_rng(len(suite)).normal(0, 0.8, tasks)
     rows = [_row(suite, names[n % tasks], n // tasks, skill + ease[n % tasks], rng) for n in range(episodes)]
-    (path / store.EPISODES).write_text("".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows), encoding="utf-8")
+    lines = "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows)
+    (path / store.EPISODES).write_text(lines, encoding="utf-8")
     _inferences(rows, rng).to_parquet(path / store.INFERENCES, index=False)
     info = json.dumps(dataclasses.asdict(_info(policy, suite, names, episodes)), indent=2)
     (path / store.RUN).write_text(info, encoding="utf-8")
@@ -142,7 +143,8 @@ def measured(arguments: list[str], log: Path) -> tuple[float, float]:
         child = subprocess.Popen([sys.executable, "-m", "vla_bench.cli", *arguments], stdout=output, stderr=output)
         _, status, usage = os.wait4(child.pid, 0)
     if status:
-        raise SystemExit(f"vla-bench {' '.join(arguments[:2])} failed:\n{log.read_text(encoding="utf-8")[-2000:]}")
+        said = log.read_text(encoding="utf-8")[-2000:]
+        raise SystemExit(f"vla-bench {' '.join(arguments[:2])} failed:\n{said}")
     return time.perf_counter() - started, usage.ru_maxrss / 1024
 
 

@@ -343,6 +343,7 @@ class Pooled:
                 chunking=RecedingHorizon(),
                 filming=Filming(),
                 slot=slot,
+                folder=str(Path.cwd()),
                 privileged=None,
             )
             for slot in range(2)

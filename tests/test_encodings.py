@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FILES = [file for folder in ("vla_bench", "envs", "policies", "scripts", "benchmarks") for file in ROOT.glob(f"{folder}/**/*.py")]
+FILES = [
+    file
+    for folder in ("vla_bench", "envs", "policies", "scripts", "benchmarks")
+    for file in ROOT.glob(f"{folder}/**/*.py")
+]
 OTHERS = ("os", "Image", "Picture", "Pillow", "RunStore", "tarfile", "zipfile", "wave", "webbrowser")
 """Whose `open` opens no text file of ours."""
 
@@ -31,7 +35,9 @@ def _is_text(call: ast.Call) -> bool:
     if name != "open" or getattr(owner, "id", "") in OTHERS or getattr(owner, "attr", "") in OTHERS:
         return False
     modes = [arg.value for arg in [*call.args, *(w.value for w in call.keywords)] if isinstance(arg, ast.Constant)]
-    return isinstance(call.func, ast.Name | ast.Attribute) and not any("b" in mode for mode in modes if isinstance(mode, str))
+    return isinstance(call.func, ast.Name | ast.Attribute) and not any(
+        "b" in mode for mode in modes if isinstance(mode, str)
+    )
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
@@ -40,5 +46,7 @@ def test_every_text_file_is_opened_as_utf_8(file: Path) -> None:
 
 
 def test_a_text_without_an_encoding_is_found() -> None:
-    found = texts_without_encoding("open('a')\np.open('r')\np.read_text()\np.open('rb')\nos.open(p, 0)\nrun(c, text=True)")
+    found = texts_without_encoding(
+        "open('a')\np.open('r')\np.read_text()\np.open('rb')\nos.open(p, 0)\nrun(c, text=True)"
+    )
     assert list(found) == [1, 2, 3, 6]

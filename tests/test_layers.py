@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 LAYERS = (
-    {"types", "errors"},
+    {"types", "errors", "screen", "paths"},
     {"learning"},
     {
         "config",
@@ -21,6 +21,7 @@ LAYERS = (
         "chunking",
         "store",
         "provenance",
+        "source",
         "stats",
         "gl",
         "pixels",

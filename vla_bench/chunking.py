@@ -75,7 +75,7 @@ class TemporalEnsemble:
 
     def weights(self, predictions: Float32) -> Weights:
         """(n,) summing to 1, for the (n, A) predictions of one step, oldest first."""
-        return _softmax(-self.decay * np.arange(len(predictions)))
+        return _softmax(-self.decay * np.arange(len(predictions), dtype=np.float64))
 
     def play(self, past: Past, chunk: Float32) -> Played:
         return _ensemble((*past, chunk), _within(self.execute, chunk), self.weights)
@@ -103,7 +103,7 @@ class AdaptiveEnsemble:
         vectors = predictions.astype(np.float64)
         norms = np.linalg.norm(vectors, axis=1)
         cosines = vectors @ vectors[-1] / (norms * norms[-1] + 1e-7)  # eps as in CogACT: all-zero actions are legal
-        return _softmax(self.alpha * cosines)
+        return _softmax((self.alpha * cosines).astype(np.float64, copy=False))
 
     def play(self, past: Past, chunk: Float32) -> Played:
         return _ensemble((*past, chunk)[-self.window :], _within(self.execute, chunk), self.weights)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import io
 import json
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 from tyro.conf import Positional, arg
 
+from vla_bench import screen
 from vla_bench.errors import (
     EXIT_BROKEN,
     EXIT_BUG,
@@ -26,8 +28,10 @@ from vla_bench.errors import (
     EXIT_USAGE,
     UsageError,
     check_ending,
+    too_many_files,
     unknown_name,
 )
+from vla_bench.paths import TakesPaths, UserPath
 from vla_bench.types import EpisodeResult
 
 if TYPE_CHECKING:
@@ -60,10 +64,10 @@ Find out how good a vision-language-action policy is, on your own machine.
 
 
 @dataclass(frozen=True)
-class ShowConfig:
+class ShowConfig(TakesPaths):
     """Print the table of a run."""
 
-    run: Positional[Annotated[str, arg(metavar="RUN")]]
+    run: Positional[Annotated[UserPath, arg(metavar="RUN")]]
     """Run directory."""
     json: bool = False
     """Print everything as JSON."""
@@ -72,12 +76,12 @@ class ShowConfig:
 
 
 @dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(TakesPaths):
     """Compare two runs episode by episode. Exit code 0: one is better, 2: undecided, 3: not comparable."""
 
-    run_a: Positional[Annotated[str, arg(metavar="RUN_A")]]
+    run_a: Positional[Annotated[UserPath, arg(metavar="RUN_A")]]
     """Run directory of A."""
-    run_b: Positional[Annotated[str, arg(metavar="RUN_B")]]
+    run_b: Positional[Annotated[UserPath, arg(metavar="RUN_B")]]
     """Run directory of B."""
     alpha: float = 0.05
     """Chance of naming a better one where there is none; intervals have confidence 1 - alpha."""
@@ -92,12 +96,12 @@ class CompareConfig:
 
 
 @dataclass(frozen=True)
-class CheckConfig:
+class CheckConfig(TakesPaths):
     """Hold a run against a baseline. Exit code 0: pass, 1: regression, 2: undecided, 3: not comparable."""
 
-    run: Positional[Annotated[str, arg(metavar="RUN")]]
+    run: Positional[Annotated[UserPath, arg(metavar="RUN")]]
     """Run directory."""
-    baseline: str
+    baseline: UserPath
     """The baseline's file (results/baselines/NAME.jsonl)."""
     margin: float = 0.05
     """The loss of success rate that is accepted: 0.05 is five points."""
@@ -107,7 +111,7 @@ class CheckConfig:
     """How many times the baseline's median latency per inference is accepted; any when absent."""
     undecided: Literal["pass", "fail"] = "fail"
     """What an undecided verdict counts as: fail exits with 2, pass with 0 if the baseline's episodes are all judged."""
-    junit: str | None = None
+    junit: UserPath | None = None
     """Also write the verdict to this file (NAME.xml) as JUnit XML, one test case per task."""
     update: bool = False
     """Make this run the baseline instead of checking it."""
@@ -118,28 +122,28 @@ class CheckConfig:
 
 
 @dataclass(frozen=True)
-class LeaderboardConfig:
+class LeaderboardConfig(TakesPaths):
     """Rank all runs of a folder, one table per suite and protocol, beside published numbers."""
 
-    results: Positional[Annotated[str, arg(metavar="RESULTS")]] = "results"
+    results: Positional[Annotated[UserPath, arg(metavar="RESULTS")]] = "results"
     """Folder that holds run directories."""
     json: bool = False
     """Print everything as JSON."""
     markdown: bool = False
     """Print as Markdown, to paste."""
-    out: str | None = None
+    out: UserPath | None = None
     """Write to this file instead, in the format of its ending: .csv, .html, .json, .md, .tex or .txt."""
     strict_renderer: bool = False
     """Give runs whose pictures are not known to have the same pixels tables of their own; marked when absent."""
 
 
 @dataclass(frozen=True)
-class ReportConfig:
+class ReportConfig(TakesPaths):
     """Write a folder with a web page (index.html), Markdown, CSV and the figures of runs."""
 
-    runs: Positional[Annotated[tuple[str, ...], arg(metavar="RUN ...")]]
+    runs: Positional[Annotated[tuple[UserPath, ...], arg(metavar="RUN ...")]]
     """Run directories, or folders of them."""
-    out: str
+    out: UserPath
     """The folder to write, such as reports/NAME."""
     strict_renderer: bool = False
     """Give runs whose pictures are not known to have the same pixels sections of their own; they are marked when
@@ -159,7 +163,7 @@ class ListConfig:
 
 
 @dataclass(frozen=True)
-class DoctorConfig:
+class DoctorConfig(TakesPaths):
     """Check this machine: GL backends, packages, versions, disk; print fixes.
 
     With --policy and --suite: check that policy's adapter. It is shown what an expert saw, never acts, and its answers
@@ -174,13 +178,13 @@ class DoctorConfig:
     """The suite whose expert it is held against."""
     task: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Only this task, by name or index; may be given again. Three tasks of the suite when absent."""
-    checkpoint: str | None = None
+    checkpoint: UserPath | None = None
     """Where the policy's weights are."""
     policy_args: tuple[str, ...] = ()
     """name=value ... for the policy's constructor."""
     suite_args: tuple[str, ...] = ()
     """name=value ... for the suite."""
-    recording: str | None = None
+    recording: UserPath | None = None
     """The expert's actions: what `run --record-actions` or `collect` wrote. The suite's oracle when absent."""
     episodes: int = 8
     """Expert episodes to go along."""
@@ -188,6 +192,7 @@ class DoctorConfig:
     """Print as JSON."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.policy is None) != (self.suite is None):
             raise UsageError(
                 "vla-bench doctor examines a policy with both --policy and --suite, the machine with neither."
@@ -200,10 +205,26 @@ class _Told(Exception):
     """What was asked for is printed; nothing is left to do."""
 
 
+PRINTING = ("show", "compare", "leaderboard", "report", "list", "doctor", "--help", "--version")
+"""Commands that come to nothing when what they print is lost."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    with screen.own_streams() as stdout, _drawing_on_files():
+        code = _guarded(arguments)
+        stdout.flush()
+        if stdout.lost is None or stdout.lost.errno == errno.EPIPE:  # the reader has read enough, as `head` does
+            return code
+        print(f"vla-bench: standard output took no more: {stdout.lost.strerror}.", file=sys.stderr)
+        return EXIT_USAGE if code == EXIT_DONE and arguments[:1] and arguments[0] in PRINTING else code
+
+
+def _guarded(arguments: list[str]) -> int:
     try:
+        if sys.platform == "win32":
+            raise UsageError("vla-bench runs on Linux and macOS; on Windows it runs in WSL.")
         return _dispatch(arguments)
     except _Told:
         return EXIT_DONE
@@ -213,12 +234,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("vla-bench: interrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of our output went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_DONE
-    except Exception:
+    except Exception as error:
+        if usage := _limit_of_the_machine(error):
+            print(f"vla-bench: {usage}", file=sys.stderr)
+            return EXIT_USAGE
         traceback.print_exc()
         return EXIT_BUG
+
+
+def _limit_of_the_machine(error: Exception) -> UsageError | None:
+    """What a user can do about the error, where it is one that any call into the system may raise."""
+    if not isinstance(error, OSError):
+        return None
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return too_many_files("end other programs")
+    if error.errno == errno.ENAMETOOLONG:
+        return UsageError(f"The path {str(error.filename)[:40]!r}... is too long for this file system: give another.")
+    return None
+
+
+@contextlib.contextmanager
+def _drawing_on_files() -> Iterator[None]:
+    """Whoever imports matplotlib inside draws on files: the backend of a notebook may not be installed here."""
+    backend = os.environ.get("MPLBACKEND")
+    os.environ["MPLBACKEND"] = "agg"
+    try:
+        yield
+    finally:
+        del os.environ["MPLBACKEND"]
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -237,12 +282,12 @@ def _dispatch(arguments: list[str]) -> int:
         "doctor": _doctor,
     }
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
+        _tell(HELP, end="")
         return EXIT_DONE if arguments else EXIT_USAGE
     if arguments[0] == "--version":
         from importlib.metadata import version
 
-        print(f"vla-bench {version('vla-bench')}")
+        _tell(f"vla-bench {version('vla-bench')}")
         return EXIT_DONE
     if arguments[0] not in commands:
         raise unknown_name("command", arguments[0], commands)
@@ -315,9 +360,9 @@ def _print_run(path: str, as_json: bool, as_markdown: bool = False) -> None:
 
     summary = tables.load_summary(path)
     if as_json:
-        print(json.dumps(tables.to_json(summary), indent=2))
+        _tell(json.dumps(tables.to_json(summary), indent=2))
     else:
-        print(tables.render_markdown(summary) if as_markdown else tables.render_text(summary))
+        _tell(tables.render_markdown(summary) if as_markdown else tables.render_text(summary))
 
 
 def _compare(arguments: list[str]) -> int:
@@ -326,9 +371,9 @@ def _compare(arguments: list[str]) -> int:
     config = _parse(CompareConfig, "compare", arguments)
     result = compare.compare(config.run_a, config.run_b, config.alpha, config.force, config.strict_renderer)
     if config.json:
-        print(json.dumps(compare.to_json(result), indent=2))
+        _tell(json.dumps(compare.to_json(result), indent=2))
     else:
-        print(compare.render_markdown(result) if config.markdown else compare.render_text(result))
+        _tell(compare.render_markdown(result) if config.markdown else compare.render_text(result))
     return compare.exit_code(result)
 
 
@@ -340,7 +385,7 @@ def _duel(arguments: list[str]) -> int:
         result = duel.duel(config, progress.score)
     for note in result.notes:
         print(f"vla-bench: {note}", file=sys.stderr)
-    print(json.dumps(duel.to_json(result), indent=2) if config.json else duel.render_text(result))
+    _tell(json.dumps(duel.to_json(result), indent=2) if config.json else duel.render_text(result))
     if result.interrupted:
         print("vla-bench: interrupted; the same command resumes.", file=sys.stderr)
     if result.films_lost:
@@ -366,13 +411,13 @@ def _check(arguments: list[str]) -> int:
         undecided=config.undecided,
         strict_renderer=config.strict_renderer,
     )
-    print(json.dumps(regression.to_json(gate), indent=2) if config.json else regression.render_text(gate))
     if config.junit is not None:
         _write(Path(config.junit), ci.junit(gate), "w")
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         _write(Path(summary), regression.render_markdown(gate), "a")
+    _tell(json.dumps(regression.to_json(gate), indent=2) if config.json else regression.render_text(gate))
     if os.environ.get("GITHUB_ACTIONS"):
-        print("\n".join(ci.github_annotations(gate)), file=sys.stderr if config.json else sys.stdout)
+        print("\n".join(ci.github_annotations(gate)), file=sys.stderr if config.json else screen.results())
     return regression.exit_code(gate)
 
 
@@ -385,7 +430,7 @@ def _update_baseline(config: CheckConfig) -> int:
     with contextlib.suppress(UsageError):  # there is none, or none that can be read
         before = f" It was {baseline.describe(baseline.read_baseline(file))}."
     baseline.write_baseline(new, file)
-    print(f"The baseline {file} is now {baseline.describe(new)}.{before}")
+    _tell(f"The baseline {file} is now {baseline.describe(new)}.{before}")
     return EXIT_DONE
 
 
@@ -408,11 +453,13 @@ def _leaderboard(arguments: list[str]) -> int:
     if config.out is not None and Path(config.out).suffix != ending:
         raise UsageError(f"--out {config.out} and {'--json' if config.json else '--markdown'} ask for two formats.")
     text = FORMATS[ending](leaderboard.load_leaderboard(config.results, config.strict_renderer))
+    if config.out is None and ending == ".json":
+        text = json.dumps(json.loads(text), indent=2)  # in ASCII: a terminal may lack letters
     if config.out is None:
-        print(text)
+        _tell(text)
     else:
         _write(Path(config.out), text + "\n", "w")
-        print(config.out)
+        _tell(config.out)
     return EXIT_DONE
 
 
@@ -422,7 +469,7 @@ def _report(arguments: list[str]) -> int:
     config = _parse(ReportConfig, "report", arguments)
     if Path(config.out).suffix in (".html", ".md", ".csv", ".json", ".pdf", ".svg", ".png"):
         raise UsageError(f"--out should name the folder that the report is written into, got {config.out}.")
-    print(report.write_report(config.runs, config.out, config.strict_renderer))
+    _tell(report.write_report(config.runs, config.out, config.strict_renderer))
     return EXIT_DONE
 
 
@@ -439,8 +486,8 @@ def _collect(arguments: list[str]) -> int:
     if not collected.kept:
         print(f"vla-bench: none of the {collected.played} episodes succeeded; nothing is written.", file=sys.stderr)
         return EXIT_BROKEN
-    print(f"{collected.kept} of {collected.played} episodes succeeded: {collected.frames} frames in")
-    print("\n".join(f"  {path}" for path in collected.written))
+    _tell(f"{collected.kept} of {collected.played} episodes succeeded: {collected.frames} frames in")
+    _tell("\n".join(f"  {path}" for path in collected.written))
     return EXIT_DONE
 
 
@@ -454,7 +501,7 @@ def _train(arguments: list[str]) -> int:
         done = f"{trained.done} of {trained.steps} steps are kept in {config.folder}"
         print(f"vla-bench: interrupted; {done}. The same command resumes.", file=sys.stderr)
         return EXIT_INTERRUPTED
-    print(f"{trained.path}: {trained.steps} steps; the losses are in {trained.log}")
+    _tell(f"{trained.path}: {trained.steps} steps; the losses are in {trained.log}")
     return EXIT_DONE
 
 
@@ -463,7 +510,7 @@ def _convert(arguments: list[str]) -> int:
 
     config = _parse(ConvertConfig, "convert", arguments)
     done = convert(config)
-    print(
+    _tell(
         f"{done.path}: sha256 {done.sha256}; answers a probe of {done.actions} actions bit for bit like the original."
     )
     return EXIT_DONE
@@ -481,9 +528,9 @@ def _list(arguments: list[str]) -> int:
         raise unknown_name("thing to list", config.what, listings)
     rows = listings[config.what](config.suite)
     if config.json:
-        print(json.dumps(rows, indent=2))
+        _tell(json.dumps(rows, indent=2))
     else:
-        print(_paragraphs(rows) if config.what == "policies" else _aligned(rows))
+        _tell(_paragraphs(rows) if config.what == "policies" else _aligned(rows))
     return EXIT_DONE
 
 
@@ -501,21 +548,40 @@ def _paragraphs(policies: Sequence[dict[str, Any]]) -> str:
 
 def _suites(_: str) -> list[dict[str, Any]]:
     from vla_bench.config import ALIASES
-    from vla_bench.registry import make_suite, suite_names
+    from vla_bench.registry import broken_plugins, suite_names
 
     aliases = {name: [alias for alias, target in ALIASES.items() if target == name] for name in suite_names()}
-    return [
-        {
-            "suite": name,
-            "alias": ", ".join(aliases[name]),
-            "tasks": len(suite.tasks),
-            "trials": suite.tasks[0].trials,
-            "max_steps": max(task.max_steps for task in suite.tasks),
-            "control_hz": suite.control_hz,
-            "about": suite.about,
-        }
-        for name, suite in ((name, make_suite(name)) for name in suite_names())
-    ]
+    rows = [_suite_row(name, ", ".join(aliases[name])) for name in suite_names()]
+    return rows + [_unusable("suite", name, why) for name, why in broken_plugins("suite").items()]
+
+
+def _suite_row(name: str, alias: str) -> dict[str, Any]:
+    from vla_bench.registry import SUITES, make_suite
+
+    try:
+        suite = make_suite(name)
+    except UsageError as error:
+        if name in SUITES:
+            raise
+        return _unusable("suite", name, str(error))
+    return {
+        "suite": name,
+        "alias": alias,
+        "tasks": len(suite.tasks),
+        "trials": suite.tasks[0].trials if suite.tasks else 0,
+        "max_steps": max((task.max_steps for task in suite.tasks), default=0),
+        "control_hz": suite.control_hz,
+        "about": suite.about,
+    }
+
+
+def _unusable(kind: str, name: str, why: str) -> dict[str, Any]:
+    """The row of a plug-in that is broken."""
+    about = f"broken plug-in: {' '.join(why.split())}"
+    if kind == "policy":
+        return {"policy": name, "about": about, "--policy-args": []}
+    numbers = dict.fromkeys(("tasks", "trials", "max_steps", "control_hz"))
+    return {"suite": name, "alias": "", **numbers, "about": about}
 
 
 def _tasks(suite_name: str) -> list[dict[str, Any]]:
@@ -538,13 +604,22 @@ def _tasks(suite_name: str) -> list[dict[str, Any]]:
 
 
 def _policies(_: str) -> list[dict[str, Any]]:
-    from vla_bench.registry import policy_names, sketch_policy
+    from vla_bench.registry import broken_plugins, policy_names
 
-    sketches = {name: sketch_policy(name) for name in policy_names()}
-    return [
-        {"policy": name, "about": sketch.about, "--policy-args": list(sketch.takes)}
-        for name, sketch in sketches.items()
-    ]
+    rows = [_policy_row(name) for name in policy_names()]
+    return rows + [_unusable("policy", name, why) for name, why in broken_plugins("policy").items()]
+
+
+def _policy_row(name: str) -> dict[str, Any]:
+    from vla_bench.registry import POLICIES, sketch_policy
+
+    try:
+        sketch = sketch_policy(name)
+    except UsageError as error:
+        if name in POLICIES:
+            raise
+        return _unusable("policy", name, str(error))
+    return {"policy": name, "about": sketch.about, "--policy-args": list(sketch.takes)}
 
 
 def _checkpoints(_: str) -> list[dict[str, Any]]:
@@ -569,7 +644,7 @@ def _doctor(arguments: list[str]) -> int:
 
     config = _parse(DoctorConfig, "doctor", arguments)
     checks = doctor.diagnose() if config.policy is None else _examine(config)
-    print(doctor.to_json(checks) if config.json else doctor.render_text(checks))
+    _tell(doctor.to_json(checks) if config.json else doctor.render_text(checks))
     return doctor.exit_code(checks)
 
 
@@ -595,7 +670,7 @@ def _parse(config: type[T], command: str, arguments: list[str]) -> T:
         raise _Told
     errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(errors):
+        with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(screen.results()):
             return tyro.cli(config, args=arguments, prog=f"vla-bench {command}", config=(tyro.conf.FlagCreatePairsOff,))
     except SystemExit as ending:
         if not ending.code:
@@ -610,9 +685,9 @@ def _print_arguments(policies: Sequence[str], suites: Sequence[str]) -> None:
     if not policies and not suites:
         raise UsageError("--policy-args help needs --policy NAME, --suite-args help needs --suite NAME.")
     for policy in policies:
-        print(registry.describe_policy_arguments(policy))
+        _tell(registry.describe_policy_arguments(policy))
     for suite in suites:
-        print(registry.describe_suite_arguments(suite))
+        _tell(registry.describe_suite_arguments(suite))
 
 
 def _flag(argument: str) -> str:
@@ -648,6 +723,11 @@ def _first_sentence(box: str) -> str:
 
 
 # Screen
+
+
+def _tell(text: object, end: str = "\n") -> None:
+    """Prints a result."""
+    print(text, end=end, file=screen.results())
 
 
 class _Progress:
@@ -752,11 +832,15 @@ class _TrainProgress:
         self._bar.update()
 
 
+def _cell(value: object) -> str:
+    return "-" if value is None else str(value)
+
+
 def _aligned(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as columns; a column without values is left out."""
     names = [name for name in rows[0] if any(row[name] not in ("", None) for row in rows)]
     table = [names] + [
-        [f"{row[name]:g}" if isinstance(row[name], float) else str(row[name]) for name in names] for row in rows
+        [f"{row[name]:g}" if isinstance(row[name], float) else _cell(row[name]) for name in names] for row in rows
     ]
     widths = [max(len(line[column]) for line in table) for column in range(len(names))]
     return "\n".join(

@@ -21,6 +21,7 @@ from vla_bench import dataset_hdf5, dataset_lerobot
 from vla_bench.config import RunConfig
 from vla_bench.demonstrations import Demonstration, PartKeeper, load_part, part_file
 from vla_bench.errors import UsageError
+from vla_bench.paths import TakesPaths, UserPath
 from vla_bench.recorded import HDF5, LEROBOT
 from vla_bench.registry import make_suite
 from vla_bench.runner import Outcome, Watcher, run, select_tasks
@@ -31,7 +32,7 @@ RUNS, PARTS = "runs", "parts"
 
 
 @dataclass(frozen=True)
-class CollectConfig:
+class CollectConfig(TakesPaths):
     """Play a privileged policy with noise and write its successes as LeRobotDataset and HDF5, with the gaze region of
     every frame. The same command again resumes."""
 
@@ -40,13 +41,13 @@ class CollectConfig:
     episodes: int
     """Episodes played per task; the successful ones are kept. Beyond the suite's trials they begin again from trial 0,
     with the next seed."""
-    out: str
+    out: UserPath
     """The folder to write."""
     task: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Only this task, by name or index; may be given again. All tasks of the suite when absent."""
     policy: str = "oracle"
     """Who demonstrates: a name from `vla-bench list policies`, or an import path module:Class."""
-    checkpoint: str | None = None
+    checkpoint: UserPath | None = None
     """Where its weights are, if it has any."""
     noise: Annotated[float, tyro.conf.arg(metavar="SIGMA")] = 0.1
     """Standard deviation of the noise on every action's translation and rotation; 1 is a full step."""
@@ -62,6 +63,7 @@ class CollectConfig:
     """Delete what an earlier collection left in the folder and start again."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.episodes < 1:
             raise UsageError(f"--episodes should be at least 1, got {self.episodes}.")
         if not 0 <= self.noise < math.inf:
@@ -97,7 +99,7 @@ def collect(config: CollectConfig, watcher: Watcher | None = None) -> Collected:
     _insist_on_suite(out, planned[0])
     outcomes = []
     for each in planned:
-        outcomes.append(run(each, watcher, PartKeeper(out / PARTS)))
+        outcomes.append(run(each, watcher, PartKeeper(out.absolute() / PARTS)))
         if outcomes[-1].judged < outcomes[-1].planned:
             return Collected(outcomes, len(_rows(out)), 0, 0, ())
     rows = _rows(out)

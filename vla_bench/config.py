@@ -9,6 +9,7 @@ import inspect
 import io
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ import tyro
 
 from vla_bench.chunking import AdaptiveEnsemble, Chunking, RecedingHorizon, TemporalEnsemble
 from vla_bench.errors import UsageError, check_ending, unknown_name
+from vla_bench.paths import TakesPaths, UserPath
 
 ALIASES: Mapping[str, str] = {"libero_long": "libero_10"}
 """Other names of suites."""
@@ -27,18 +29,20 @@ ALIASES: Mapping[str, str] = {"libero_long": "libero_10"}
 MOST_WEIGHT = 1e6
 """Largest rate of an ensemble's weights: far below it already, one prediction has all the weight."""
 
+_LONGEST_PART = 80  # of the name of a run's folder, letters
+
 Scalar = str | int | float | bool | None
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(TakesPaths):
     """Everything `vla-bench run` can be told."""
 
     policy: str
-    """A name from `vla-bench list policies`, or an import path module:Class."""
+    """A name from `vla-bench list policies`, an import path module:Class, or FILE.py:Class."""
     suite: str
-    """A name from `vla-bench list suites`, or an import path module:function."""
-    checkpoint: str | None = None
+    """A name from `vla-bench list suites`, an import path module:function, or FILE.py:function."""
+    checkpoint: UserPath | None = None
     """Where the policy's weights (or replay's recorded actions) are; shipped:NAME for one of `vla-bench list
     checkpoints`. When absent, the one that comes with vla-bench for the suite, if there is one."""
     policy_args: tuple[str, ...] = ()
@@ -70,11 +74,11 @@ class RunConfig:
     """Most observations the policy answers in one call. Nobody waits for a batch to fill."""
     timeout: float | None = None
     """Seconds one policy call may take; no limit when absent."""
-    out: str | None = None
+    out: UserPath | None = None
     """Run directory; results/<policy>_<suite>_<hash of the configuration> when absent."""
     overwrite: bool = False
     """Delete what an earlier run left in the run directory and start again."""
-    record_actions: str | None = None
+    record_actions: UserPath | None = None
     """Also write the executed actions to this file, for the policy replay."""
     video: Literal["none", "failures", "all"] = "none"
     """Film these episodes (MP4 and a strip of stills in the run directory); painted afterwards, numbers unchanged."""
@@ -82,6 +86,7 @@ class RunConfig:
     """Print the result as JSON."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(self.episodes is None or self.episodes >= 1, "--episodes", self.episodes, "at least 1")
         _require(self.first_trial >= 0, "--first-trial", self.first_trial, "at least 0")
         _require(0 <= self.seed < 2**63, "--seed", self.seed, "at least 0 and below 2^63")
@@ -125,8 +130,16 @@ class RunConfig:
         if self.out is not None:
             return Path(self.out)
         identity = self.identity()
-        names = "_".join(str(identity[key]).replace(":", ".").replace("/", ".") for key in ("policy", "suite"))
+        names = "_".join(folder_name(str(identity[key])) for key in ("policy", "suite"))
         return Path("results") / f"{names}_{digest(identity)[:6]}"
+
+
+def folder_name(name: str) -> str:
+    """The name, import path or file of a policy or suite, as a part of a folder's name."""
+    file, colon, attribute = (name, "", "") if name.endswith(".py") else name.rpartition(":")
+    if file.endswith(".py"):
+        name = f"{Path(file).stem}{colon}{attribute}"
+    return name.replace(":", ".").replace("/", ".")[:_LONGEST_PART]
 
 
 def describe(value: Chunking) -> dict[str, object]:
@@ -185,11 +198,22 @@ def _told(function: Callable[..., Any]) -> dict[str, str]:
 
 
 def _parameters(function: Callable[..., Any], hidden: Sequence[str]) -> dict[str, inspect.Parameter]:
-    target = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
-    hints = get_type_hints(target)
+    hints = _hints(function.__init__ if isinstance(function, type) else function)  # type: ignore[misc]
     parameters = inspect.signature(function).parameters.values()
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in hidden]
     return {p.name: p.replace(annotation=hints.get(p.name, str)) for p in named}
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """The types its parameters are annotated with; those whose names are imported for type checkers only left out."""
+    with contextlib.suppress(Exception):
+        return get_type_hints(function)
+    hints: dict[str, Any] = {}
+    for name, said in getattr(function, "__annotations__", {}).items():
+        with contextlib.suppress(Exception):
+            one = type("", (), {"__annotations__": {name: said}})
+            hints |= get_type_hints(one, globalns=getattr(function, "__globals__", {}))
+    return hints
 
 
 def _split(item: str, flag: str) -> tuple[str, str]:
@@ -203,6 +227,8 @@ def _convert(name: str, text: str, known: Mapping[str, inspect.Parameter], flag:
     if name not in known:
         raise unknown_name(f"argument of {flag}", name, known)
     annotation = known[name].annotation
+    if text.startswith("~") and "/" in text:
+        text = os.path.expanduser(text)  # no shell does behind an equals sign
     if annotation is bool:
         text = text.capitalize()  # true and false, as on every other command line
     try:

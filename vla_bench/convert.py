@@ -12,22 +12,23 @@ import numpy as np
 
 from vla_bench.errors import UsageError
 from vla_bench.inference import check_compatible
+from vla_bench.paths import TakesPaths, UserPath
 from vla_bench.registry import make_policy, make_suite
 from vla_bench.types import Episode, Float32, Observation, Policy, PolicySpec, Suite
 
 
 @dataclass(frozen=True)
-class ConvertConfig:
+class ConvertConfig(TakesPaths):
     """Write a checkpoint of any format the policy reads as a directory of ours: config, safetensors, tokenizer,
     normalisation and a card. The new directory is loaded again and must answer like the old one."""
 
     policy: str
     """A name from `vla-bench list policies`, or an import path module:Class."""
-    checkpoint: str
+    checkpoint: UserPath
     """What to read: an official checkpoint, or one of ours."""
     suite: str
     """The suite it acts in: it decides cameras, state and action convention."""
-    out: str
+    out: UserPath
     """The new directory."""
     policy_args: tuple[str, ...] = ()
     """name=value ... for the policy's constructor; `--policy-args help` lists them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from packaging.specifiers import SpecifierSet
 
 from vla_bench.errors import UsageError, install_command
 from vla_bench.gl import GlProbe, choose_backend, install_advice, probe
+from vla_bench.provenance import is_half_removed
+from vla_bench.registry import broken_plugins, plugin_paths, unimportable
 from vla_bench.simulators import can_be_written, known_bad, pin, requirements, temporary_folder, usual_caches
 
 _OURS = "vla-bench"
@@ -28,6 +31,7 @@ _MODELS = ("torch", "transformers", "diffusers")  # what pi0, reconvla, openvla 
 _CHILD_TIMEOUT_S = 12
 _IMPORT_TIMEOUT_S = 60  # of a LIBERO that is imported whole
 _WORKER_GIB = 2.3  # largest resident size seen of one LIBERO-Long worker with the real assets
+_FILES_NEEDED = 256
 _GIB = 1 << 30
 
 
@@ -53,6 +57,9 @@ def diagnose() -> list[Check]:
         return [
             _python(),
             *_packages(installed),
+            *_left_overs(),
+            *_plugins(),
+            _open_files(),
             *_simulators(installed),
             *_libero(installed, libero.result()),
             *_rendering([future.result() for future in probes]),
@@ -133,6 +140,32 @@ def _packages(installed: Mapping[str, str]) -> Iterator[Check]:
             yield Check(name, False, f"{installed[name]}, but vla-bench needs {versions}", fix)
         else:
             yield Check(name, True, installed[name])
+
+
+def _left_overs() -> Iterator[Check]:
+    """Packages of which a `pip uninstall` that was interrupted left a folder without a name."""
+    for package in metadata.distributions():
+        if is_half_removed(package):
+            place = str(getattr(package, "_path", "a folder of metadata on sys.path"))
+            yield Check("left-over", None, f"{place} is of no package: a half-removed one", f"rm -r '{place}'")
+
+
+def _plugins() -> Iterator[Check]:
+    """The plug-ins that cannot be used; the others are what `vla-bench list` says."""
+    for kind in ("suite", "policy"):
+        for name, why in broken_plugins(kind).items():
+            yield Check("plug-in", None, f"the {kind} {name!r}: {why}", "uninstall it, or tell its authors")
+        for name, path in plugin_paths(kind).items():
+            if why := unimportable(kind, path):
+                yield Check("plug-in", None, f"the {kind} {name!r}: {why}", "uninstall it, or tell its authors")
+
+
+def _open_files() -> Check:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < _FILES_NEEDED:
+        detail = f"a process may open {hard} only: too few for several workers"
+        return Check("open files", None, detail, f"allow more with ulimit -n {_FILES_NEEDED}")
+    return Check("open files", True, f"a process may open {soft}")
 
 
 def _simulators(installed: Mapping[str, str]) -> Iterator[Check]:

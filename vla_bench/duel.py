@@ -21,12 +21,13 @@ import tyro
 from tyro.conf import Positional, arg
 
 from vla_bench.compare import EXIT_CODES, Verdict, check_alpha, level
-from vla_bench.config import ALIASES, RunConfig, digest
+from vla_bench.config import ALIASES, RunConfig, digest, folder_name
 from vla_bench.errors import EXIT_BROKEN, EXIT_INTERRUPTED, PolicyFailure, UsageError
 from vla_bench.pairing import counted, episode_name, policy_title
+from vla_bench.paths import TakesPaths, UserPath, returning
 from vla_bench.renderers import MARK, drawn, likeness
 from vla_bench.rollout import Rollout
-from vla_bench.runner import MAX_BROKEN_IN_A_ROW, Job, keep, other_pixels, play, prepare, record_seconds
+from vla_bench.runner import MAX_BROKEN_IN_A_ROW, Job, anchored, keep, other_pixels, play, prepare, record_seconds
 from vla_bench.stats import Interval
 from vla_bench.stats_anytime import confidence_sequence, paired_confidence_sequence, paired_e_value
 from vla_bench.store import ERRORS, RunStore
@@ -35,7 +36,7 @@ from vla_bench.types import Episode, EpisodeResult
 
 
 @dataclass(frozen=True)
-class DuelConfig:
+class DuelConfig(TakesPaths):
     """Play two policies on the same episodes until it is clear who is better."""
 
     policy_a: Positional[Annotated[str, arg(metavar="POLICY_A")]]
@@ -44,9 +45,9 @@ class DuelConfig:
     """The other one; it may be the same with another checkpoint or other arguments."""
     suite: str
     """A name from `vla-bench list suites`, or an import path module:function."""
-    checkpoint_a: str | None = None
+    checkpoint_a: UserPath | None = None
     """Where the weights of A are."""
-    checkpoint_b: str | None = None
+    checkpoint_b: UserPath | None = None
     """Where the weights of B are."""
     policy_args_a: tuple[str, ...] = ()
     """name=value ... for the constructor of A."""
@@ -78,7 +79,7 @@ class DuelConfig:
     """Seconds one policy call may take; no limit when absent."""
     video: Literal["none", "failures", "all"] = "none"
     """Film these episodes."""
-    out: str | None = None
+    out: UserPath | None = None
     """Directory for the runs a and b; results/duel_<policies>_<suite>_<hash of the configuration> when absent."""
     overwrite: bool = False
     """Delete what an earlier duel left there and start again."""
@@ -86,6 +87,7 @@ class DuelConfig:
     """Print the result as JSON."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_alpha(self.alpha)
         if self.max_episodes is not None and self.max_episodes < 1:
             raise UsageError(f"--max-episodes should be at least 1, got {self.max_episodes}.")
@@ -97,7 +99,7 @@ class DuelConfig:
         identities = [config.identity() for config in self._configs(Path())]
         names = [self.policy_a, self.policy_b, ALIASES.get(self.suite, self.suite)]
         hashed = digest({"a": identities[0], "b": identities[1]})[:6]
-        return Path("results") / "_".join(["duel", *(n.replace(":", ".").replace("/", ".") for n in names), hashed])
+        return Path("results") / "_".join(["duel", *map(folder_name, names), hashed])
 
     def configs(self) -> tuple[RunConfig, RunConfig]:
         """The two runs: ordinary ones, in the directories a and b."""
@@ -208,7 +210,13 @@ def duel(config: DuelConfig, watch: Watch = lambda score, pairs: None) -> Duel:
 
     Raises UsageError for what the user can mend.
     """
-    jobs = [prepare(run) for run in config.configs()]
+    with returning():
+        return _duel(config, watch)
+
+
+def _duel(config: DuelConfig, watch: Watch) -> Duel:
+    anchors = [anchored(run) for run in config.configs()]  # before a policy of theirs may change the working folder
+    jobs = [prepare(run) for run in anchors]
     order = trial_major(jobs[0].episodes)[: config.max_episodes]
     with _open(jobs[0]) as store_a, _open(jobs[1]) as store_b:
         corners = (_Corner(jobs[0], store_a), _Corner(jobs[1], store_b))

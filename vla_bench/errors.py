@@ -84,4 +84,11 @@ def unknown_name(kind: str, got: str, known: Iterable[str]) -> UsageError:
     near = difflib.get_close_matches(got, names, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
     listing = f" Known: {', '.join(names)}." if len(names) <= 20 else f" There are {len(names)} of them."
+    if not names:
+        listing = " There is none."
     return UsageError(f"Unknown {kind} {got!r}.{hint}{listing}")
+
+
+def too_many_files(advice: str) -> UsageError:
+    """An error for a process that may open no further file."""
+    return UsageError(f"This process may open no more files (ulimit -n): {advice}, or allow more with ulimit -n 1024.")

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import multiprocessing
 import os
+import resource
 import selectors
 import signal
 import sys
@@ -27,11 +29,14 @@ from typing import NamedTuple
 import numpy as np
 
 from vla_bench.chunking import Chunking
-from vla_bench.errors import PolicyFailure, UsageError
+from vla_bench.errors import PolicyFailure, UsageError, too_many_files
 from vla_bench.inference import LocalPolicy
 from vla_bench.registry import make_policy, make_suite
 from vla_bench.rollout import Actor, Answer, Filming, Keeper, Rollout, Stage, attach, broken
+from vla_bench.screen import own_streams
 from vla_bench.types import Camera, Episode, Image, Observation
+
+_USUAL_FILES = 1024
 
 Memory = ctypes.Array[ctypes.c_ubyte]
 
@@ -47,6 +52,8 @@ class WorkerSetup:
     chunking: Chunking
     filming: Filming
     slot: int
+    folder: str
+    """The working folder that relative paths in the arguments start from."""
     privileged: tuple[str, str | None, tuple[str, ...], float | None] | None
     """Policy name, checkpoint, arguments and timeout of a policy that must run beside the simulator."""
     keeper: Keeper | None = None
@@ -132,8 +139,14 @@ class PipePolicy:
 def work(pipe: Connection, setup: WorkerSetup, memory: Memory) -> None:
     """A worker's life: episodes in, rollouts out, until the pipe says None or closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    with own_streams():
+        _work(pipe, setup, memory)
+
+
+def _work(pipe: Connection, setup: WorkerSetup, memory: Memory) -> None:
     stage = None
     try:
+        os.chdir(setup.folder)  # a policy may have changed it in the main process
         stage = _open_stage(pipe, setup, Desk(setup, memory))
         while (episode := pipe.recv()) is not None:
             pipe.send(stage.play(episode))
@@ -241,6 +254,7 @@ class Pool:
         Raises UsageError and PolicyFailure; closing the iterator stops all workers.
         """
         self._queue = [(episode, 1) for episode in episodes]
+        _allow_more_files()
         try:
             for slot in list(self._setups)[: len(episodes)]:
                 self._hire(slot)
@@ -255,10 +269,18 @@ class Pool:
     def _hire(self, slot: int) -> None:
         if not self._queue:
             return
-        worker = Worker(self._setups[slot])
+        worker = self._new_worker(slot)
         self._workers.append(worker)
         self._pipes.register(worker.pipe, selectors.EVENT_READ, worker)
         self._give_next(worker)
+
+    def _new_worker(self, slot: int) -> Worker:
+        try:
+            return Worker(self._setups[slot])
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            raise too_many_files(f"{len(self._setups)} workers need more: give fewer --workers") from error
 
     def _give_next(self, worker: Worker) -> None:
         """The next episode of the worker's own task; else of the task with most left per worker on it."""
@@ -330,6 +352,14 @@ class Pool:
         for (worker, _), answer in zip(batch, answers, strict=True):
             with contextlib.suppress(OSError):  # it may have died meanwhile; the next wait finds its pipe closed
                 worker.pipe.send(answer)
+
+
+def _allow_more_files() -> None:
+    """Raises the number of files this process may open to what is usual, as far as it is allowed to."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _USUAL_FILES if hard == resource.RLIM_INFINITY else min(_USUAL_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def worker_count(wanted: str) -> int:

@@ -15,17 +15,26 @@ PACKAGES = ("vla-bench", "numpy", "gymnasium", "mujoco", "robosuite", "libero-pr
 
 
 def content_hash(path: str | None) -> str:
-    """16 hex digits of SHA-256 over a file or over all files of a folder; empty when there is no such thing."""
+    """16 hex digits of SHA-256 over a file or over all files of a folder; empty when there is no such thing.
+
+    Hidden files and folders are left out: what git and download tools keep there is no content.
+    """
     if path is None or not Path(path).exists():
         return ""
     digest = hashlib.sha256()
-    files = [Path(path)] if Path(path).is_file() else sorted(file for file in Path(path).rglob("*") if file.is_file())
+    files = (
+        [Path(path)] if Path(path).is_file() else sorted(file for file in Path(path).rglob("*") if _counts(file, path))
+    )
     for file in files:
         digest.update(file.name.encode())
         with file.open("rb") as stream:
             while block := stream.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()[:16]
+
+
+def _counts(file: Path, root: str) -> bool:
+    return file.is_file() and not any(part.startswith(".") for part in file.relative_to(root).parts)
 
 
 def gather() -> dict[str, object]:

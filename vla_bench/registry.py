@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from vla_bench.config import ALIASES, list_arguments, parse_arguments
 from vla_bench.errors import MissingPackage, UsageError, unknown_name
-from vla_bench.provenance import content_hash
 from vla_bench.shipped import find_shipped, insist_on_sha256
+from vla_bench.source import code_hash, imports_hash
 from vla_bench.types import Env, Policy, PolicySpec, Privileged, Suite
 
 SUITES: Mapping[str, str] = {
@@ -45,6 +49,15 @@ POLICIES: Mapping[str, str] = {
     "openvla": "vla_bench.policies.openvla:OpenVLA",
     "diffusion_policy": "vla_bench.policies.diffusion_policy:DiffusionPolicy",
 }
+_BUILT_IN: Mapping[str, Mapping[str, str]] = {"suite": SUITES, "policy": POLICIES}
+_GROUPS = {"suite": "vla_bench.suites", "policy": "vla_bench.policies"}
+_LISTS = {"suite": "suites", "policy": "policies"}
+_FORMS = {"suite": "module:function or FILE.py:function", "policy": "module:Class or FILE.py:Class"}
+_WANTED = {
+    "suite": "a function that returns a vla_bench.types.Suite",
+    "policy": "a class with spec, reset and infer, as vla_bench.types.Policy",
+}
+_IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.\w+)*:[^\W\d]\w*$")
 _ENGINE_FILLS = ("suite", "checkpoint", "name")
 
 
@@ -57,23 +70,41 @@ class Sketch(NamedTuple):
     """Names of its `--policy-args`."""
 
 
+class PlugIns(NamedTuple):
+    """What installed packages add."""
+
+    paths: Mapping[str, str]
+    """Name to module:attribute."""
+    broken: Mapping[str, str]
+    """Name to what is wrong with it, in a sentence."""
+
+
 def suite_names() -> list[str]:
     """Built-in suites, then those of installed plug-ins (entry points `vla_bench.suites`)."""
-    return list(_table("suite", SUITES))
+    return list(_table("suite"))
 
 
 def policy_names() -> list[str]:
     """Built-in policies, then those of installed plug-ins (entry points `vla_bench.policies`)."""
-    return list(_table("policy", POLICIES))
+    return list(_table("policy"))
 
 
 def sketch_policy(name: str) -> Sketch:
-    """What the source of the policy of that name says; empty where it has no source."""
-    module, _, attribute = _table("policy", POLICIES)[name].partition(":")
-    spec = importlib.util.find_spec(module)
-    if spec is None or not spec.origin or not spec.origin.endswith(".py"):
+    """What the source of the policy of that name says; empty where it has no source. Raises UsageError."""
+    path = _table("policy")[name]
+    module, _, attribute = path.partition(":")
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError as error:
+        raise _import_problem("policy", path, module, error) from error
+    if spec is None:
+        raise _import_problem("policy", path, module, ModuleNotFoundError(name=module))
+    if not spec.origin or not spec.origin.endswith(".py"):
         return Sketch("", ())
-    nodes = ast.walk(ast.parse(Path(spec.origin).read_text(encoding="utf-8")))
+    try:
+        nodes = list(ast.walk(ast.parse(Path(spec.origin).read_bytes())))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UsageError(f"The policy {path!r} cannot be read: {_where(error)}") from error
     named = [node for node in nodes if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == attribute]
     if not named:
         return Sketch("", ())
@@ -102,23 +133,38 @@ def make_suite(name: str, given: Sequence[str] = ()) -> Suite:
 
 def find_suite(name: str) -> Callable[..., Suite]:
     """The function that makes the suite of that name, alias or import path. Raises UsageError."""
-    return _find("suite", ALIASES.get(name, name), _table("suite", SUITES), ALIASES)
+    return _find("suite", ALIASES.get(name, name), ALIASES)
 
 
 def find_policy(name: str) -> Callable[..., Policy]:
     """The constructor of the policy of that name or import path. Raises UsageError."""
-    return _find("policy", name, _table("policy", POLICIES), {})
+    return _find("policy", name, {})
 
 
-def source_hash(policy: str) -> str:
-    """16 hex digits of SHA-256 over the file of a policy given by import path; empty for those that have a name.
+class Code(NamedTuple):
+    """Which code of the user's own it is, 16 hex digits of SHA-256 each; empty for what comes with vla-bench.
 
-    Whoever develops a policy runs the same command on changing code: two versions must not share a run.
+    Whoever develops a policy or a suite runs the same command on changing code: two versions must not share a run.
     """
-    if ":" not in policy:
-        return ""
-    file = sys.modules[find_policy(policy).__module__].__file__
-    return content_hash(file)
+
+    file: str
+    imports: str
+    """Over the local modules that the file imports; empty where there is none."""
+
+
+def policy_code(name: str) -> Code:
+    """Of the policy of that name or import path, which has been found before. Raises UsageError."""
+    return Code("", "") if name in POLICIES else _code(find_policy(name))
+
+
+def suite_code(name: str) -> Code:
+    """Of the suite of that name, alias or import path. Raises UsageError."""
+    return Code("", "") if ALIASES.get(name, name) in SUITES else _code(find_suite(name))
+
+
+def _code(made_by: Callable[..., Any]) -> Code:
+    module = sys.modules.get(getattr(made_by, "__module__", ""))
+    return Code("", "") if module is None else Code(code_hash(module), imports_hash(module))
 
 
 def make_policy(name: str, suite: Suite, checkpoint: str | None = None, given: Sequence[str] = ()) -> Policy:
@@ -224,33 +270,164 @@ def _checkpoint_argument(name: str, given: str | None, parameters: Mapping[str, 
     return {} if given is None else {"checkpoint": given}
 
 
-def _table(kind: str, builtin: Mapping[str, str]) -> dict[str, str]:
-    group = {"suite": "vla_bench.suites", "policy": "vla_bench.policies"}[kind]
-    plugins = {point.name: point.value for point in metadata.entry_points(group=group)}
-    clash = sorted(set(plugins) & set(builtin))
-    if clash:
-        raise UsageError(f"An installed plug-in calls itself {clash[0]!r}, which is a built-in {kind}; uninstall it.")
-    return {**builtin, **plugins}
+def broken_plugins(kind: str) -> Mapping[str, str]:
+    """Name to what is wrong, of the installed plug-ins that cannot be used for what their metadata say already."""
+    return _plugins(kind).broken
 
 
-def _find(kind: str, name: str, table: Mapping[str, str], aliases: Mapping[str, str]) -> Callable[..., Any]:
-    if name not in table and ":" not in name:
+def plugin_paths(kind: str) -> Mapping[str, str]:
+    """Name to module:attribute of the installed plug-ins."""
+    return _plugins(kind).paths
+
+
+def unimportable(kind: str, path: str) -> str:
+    """Why the plug-in at module:attribute cannot be used; empty when it can."""
+    try:
+        _load(kind, path)
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
+def _table(kind: str) -> dict[str, str]:
+    return {**_BUILT_IN[kind], **_plugins(kind).paths}
+
+
+def _plugins(kind: str) -> PlugIns:
+    """Read one package at a time: what one of them got wrong takes nothing from the others."""
+    paths: dict[str, str] = {}
+    broken: dict[str, str] = {}
+    for package in metadata.distributions():
+        try:
+            points = [point for point in package.entry_points if point.group == _GROUPS[kind]]
+        except Exception:  # whatever somebody wrote to entry_points.txt
+            continue
+        for point in points:
+            path = point.value.partition("[")[0].strip()  # what follows are names of extras
+            if point.name in _BUILT_IN[kind]:
+                broken[point.name] = f"a plug-in calls itself {point.name!r}, which is a built-in {kind}: uninstall it"
+            elif paths.get(point.name, path) != path:
+                broken[point.name] = f"two plug-ins call themselves {point.name!r}: uninstall one"
+            elif not _IMPORT_PATH.match(path):
+                broken[point.name] = f"the plug-in says {point.value!r}, expected module:attribute"
+            else:
+                paths[point.name] = path
+    return PlugIns({name: path for name, path in paths.items() if name not in broken}, broken)
+
+
+def _find(kind: str, name: str, aliases: Mapping[str, str]) -> Callable[..., Any]:
+    why = broken_plugins(kind).get(name)
+    if why and name not in _BUILT_IN[kind]:
+        raise UsageError(f"The {kind} {name!r} cannot be used: {why}.")
+    table = _table(kind)
+    if name in table:
+        return _load(kind, table[name])
+    _refuse_server(kind, name)
+    if source_file(name):
+        return _load_file(kind, name)
+    if ":" not in name:
         raise unknown_name(kind, name, [*table, *aliases])
-    if name not in table and "" not in sys.path:
-        sys.path.append("")  # the user's own file is looked for here too, after everything that is installed
-    return _load(kind, table.get(name, name))
+    if not _IMPORT_PATH.match(name):
+        raise UsageError(
+            f"The {kind} {name!r} should be {_FORMS[kind]}, or a name from `vla-bench list {_LISTS[kind]}`."
+        )
+    _look_in(os.getcwd())  # the user's own file is looked for here too
+    return _load(kind, name)
+
+
+def _look_in(folder: str) -> None:
+    """Modules in that folder can be imported, after everything that is installed."""
+    if folder not in sys.path:
+        sys.path.append(folder)
+
+
+def source_file(name: str) -> str:
+    """The file of a policy or suite given as FILE.py or FILE.py:NAME, from the root on; empty for other names."""
+    given = name if name.endswith(".py") else name.rpartition(":")[0]
+    return os.path.abspath(os.path.expanduser(given)) if given.endswith(".py") else ""
+
+
+def _refuse_server(kind: str, name: str) -> None:
+    """Raises UsageError for the address of a server, as other harnesses take them."""
+    if re.match(r"\w+://|[\w.-]+:\d+$", name):
+        raise UsageError(
+            f"The {kind} {name!r} is a server's address; clients of servers are not built in: a policy of your own can "
+            "call one, as docs/examples/openpi_server.py does."
+        )
 
 
 def _load(kind: str, path: str) -> Callable[..., Any]:
-    """The attribute at module:name, the current directory included in the search."""
+    """The attribute at module:name. Raises UsageError."""
     module_name, _, attribute = path.partition(":")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise _import_problem(kind, path, module_name, error) from error
-    if not callable(getattr(module, attribute, None)):
-        raise unknown_name(f"{kind} in {module_name}", attribute, [n for n in vars(module) if not n.startswith("_")])
-    return getattr(module, attribute)  # type: ignore[no-any-return]
+    except UsageError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"The {kind} {path!r} cannot be imported: {_where(error)}") from error
+    return _attribute(kind, module, attribute, f"module {module_name}")
+
+
+def _load_file(kind: str, name: str) -> Callable[..., Any]:
+    """What FILE.py:NAME says; of FILE.py alone its only policy or suite. Raises UsageError."""
+    file, attribute = source_file(name), "" if name.endswith(".py") else name.rpartition(":")[2]
+    if not os.path.isfile(file):
+        raise UsageError(f"The {kind} {name!r} was not found: there is no file {file}.")
+    module = _module_of(kind, name, file)
+    if attribute:
+        return _attribute(kind, module, attribute, file)
+    plausible = _plausible(kind, module)
+    if len(plausible) != 1:
+        found = f"it has {' and '.join(plausible)}" if plausible else f"none is in it ({_WANTED[kind]})"
+        raise UsageError(f"Say which {kind} of {file} is meant, as {name}:NAME; {found}.")
+    return _attribute(kind, module, plausible[0], file)
+
+
+def _module_of(kind: str, name: str, file: str) -> ModuleType:
+    """The module in that file, imported once, under a name that no other module has. Its neighbours can be imported."""
+    own = f"{Path(file).stem}_{hashlib.sha256(os.fsencode(file)).hexdigest()[:8]}"
+    if own in sys.modules:
+        return sys.modules[own]
+    _look_in(os.path.dirname(file))
+    spec = importlib.util.spec_from_file_location(own, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[own] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[own]
+        if isinstance(error, UsageError) or not isinstance(error, Exception | SystemExit):
+            raise
+        raise UsageError(f"The {kind} {name!r} cannot be imported: {_where(error)}") from error
+    return module
+
+
+def _attribute(kind: str, module: ModuleType, name: str, where: str) -> Callable[..., Any]:
+    """The policy or suite of that name in the module. Raises UsageError, also for what cannot be one."""
+    made_by = getattr(module, name, None)
+    if made_by is None:
+        raise unknown_name(f"{kind} in {where}", name, _plausible(kind, module))
+    if not callable(made_by):
+        raise UsageError(f"{name} in {where} is no {kind} but {_kind(made_by)}; expected {_WANTED[kind]}.")
+    try:
+        inspect.signature(made_by)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{name} in {where} is no {kind}: {error}; expected {_WANTED[kind]}.") from error
+    if kind == "policy" and isinstance(made_by, type) and not callable(getattr(made_by, "infer", None)):
+        raise UsageError(f"{name} in {where} is no policy: it has no method infer; expected {_WANTED[kind]}.")
+    return made_by  # type: ignore[no-any-return]
+
+
+def _plausible(kind: str, module: ModuleType) -> list[str]:
+    """Names of what the module itself defines and what could be a policy or a suite."""
+    own = [(n, thing) for n, thing in vars(module).items() if getattr(thing, "__module__", None) == module.__name__]
+    if kind == "policy":
+        return [n for n, thing in own if isinstance(thing, type) and callable(getattr(thing, "infer", None))]
+    functions = [(n, thing) for n, thing in own if inspect.isfunction(thing) and not n.startswith("_")]
+    return [n for n, thing in functions if n == "suite" or "Suite" in str(thing.__annotations__.get("return", ""))]
 
 
 def _import_problem(kind: str, path: str, module_name: str, error: ModuleNotFoundError) -> UsageError:

@@ -702,7 +702,7 @@ class _Films:
     def link(self, entrants: Sequence[Entrant], row: _Row) -> str:
         """The quoted relative path of the row's film, empty when there is none inside its run."""
         film = self._path(entrants, row)
-        return quote(os.path.relpath(film, self._folder)) if film else ""
+        return quote(os.fsencode(os.path.relpath(film, self._folder))) if film else ""
 
     def of(self, chapter: Chapter) -> list[Film]:
         """Films of failed and broken episodes, turn by turn from every policy and task."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import time
 import traceback
 from collections.abc import Generator, Sequence
@@ -15,10 +16,11 @@ from vla_bench.config import RunConfig, describe, digest
 from vla_bench.errors import PolicyFailure, UsageError, unknown_name
 from vla_bench.gl import renderer, use_backend
 from vla_bench.inference import LocalPolicy, check_compatible
+from vla_bench.paths import absolute, returning
 from vla_bench.pixels import views_of
 from vla_bench.pool import Pool, WorkerSetup, worker_count
 from vla_bench.provenance import content_hash, gather
-from vla_bench.registry import make_policy, make_suite, source_hash
+from vla_bench.registry import make_policy, make_suite, policy_code, suite_code
 from vla_bench.renderers import Drawn, between, drawn, pixels_sentence, without_renderer
 from vla_bench.rollout import Actor, Filming, Keeper, Rollout, Stage, attach
 from vla_bench.shipped import note_on
@@ -117,8 +119,15 @@ def protocol(suite: Suite, config: RunConfig) -> dict[str, object]:
         "settings": dict(suite.protocol),
         "simulator": dict(suite.provenance()),
         "chunking": describe(config.make_chunking()),
+        **_code_of_suite(config.suite),
     }
     return without_renderer(settings)[0]
+
+
+def _code_of_suite(name: str) -> dict[str, object]:
+    """Of one that does not come with vla-bench: its code decides what counts as success."""
+    code = suite_code(name)
+    return {"code": "".join(code)} if code.file else {}
 
 
 class Job(NamedTuple):
@@ -132,13 +141,21 @@ class Job(NamedTuple):
     info: RunInfo
     episodes: list[Episode]
     workers: int
+    folder: str
+    """Where the command was given: what its arguments are relative to."""
     drawn: Drawn
     """What paints its pictures here."""
     keeper: Keeper | None = None
 
 
+def anchored(config: RunConfig) -> RunConfig:
+    """The same run, which writes to the same places wherever the working folder is by then."""
+    return replace(config, out=absolute(str(config.path())), record_actions=absolute(config.record_actions))
+
+
 def prepare(config: RunConfig, keeper: Keeper | None = None) -> Job:
     """Suite, policy and plan of the run. Raises UsageError for what the user can mend."""
+    located, folder, checkpoint = anchored(config), str(Path.cwd()), absolute(config.checkpoint)
     suite = make_suite(config.suite, config.suite_args)
     episodes = plan(suite, config)
     workers = min(worker_count(config.workers), len(episodes))
@@ -147,11 +164,14 @@ def prepare(config: RunConfig, keeper: Keeper | None = None) -> Job:
         use_backend()  # before a policy imports MuJoCo
     policy = make_policy(config.policy, suite, config.checkpoint, config.policy_args)
     check_compatible(policy, suite)
+    code = policy_code(config.policy)
     info = RunInfo(
         identity={
             **config.identity(),
-            "weights": policy.spec.checkpoint or content_hash(config.checkpoint),
-            "code": source_hash(config.policy),
+            "weights": policy.spec.checkpoint or content_hash(checkpoint),
+            "content": content_hash(checkpoint) if _is_no_hash(policy.spec.checkpoint) else "",
+            "code": code.file,
+            "imports": code.imports,
         },
         plan={**config.plan(), "planned": len(episodes)},
         protocol=settings,
@@ -160,13 +180,19 @@ def prepare(config: RunConfig, keeper: Keeper | None = None) -> Job:
         control_hz=suite.control_hz,
     )
     answers = LocalPolicy(policy, config.timeout)
-    return Job(config, suite, policy, answers, info, episodes, workers, _painter(suite, policy, keeper), keeper)
+    painter = _painter(suite, policy, keeper)
+    return Job(located, suite, policy, answers, info, episodes, workers, folder, painter, keeper)
 
 
 def _painter(suite: Suite, policy: Policy, keeper: Keeper | None) -> Drawn:
     """What paints the pictures of this run; nothing where nobody looks at any, or they are not MuJoCo's."""
     views = views_of(suite)
     return renderer(views) if policy.spec.cameras or keeper is not None else Drawn()
+
+
+def _is_no_hash(told: str) -> bool:
+    """Whether what a policy tells of its checkpoint may stay the same while the weights change."""
+    return bool(told) and not re.fullmatch("[0-9a-f]{40,64}", told)
 
 
 def _about(policy: Policy) -> str:
@@ -200,19 +226,23 @@ def run(config: RunConfig, watcher: Watcher | None = None, keeper: Keeper | None
 
     Raises UsageError for what the user can mend.
     """
-    watcher = watcher or Silent()
-    job = prepare(config, keeper)
-    with RunStore.open(config.path(), job.info, config.overwrite) as store:
+    with returning():
+        return _run(config, watcher or Silent(), keeper)
+
+
+def _run(config: RunConfig, watcher: Watcher, keeper: Keeper | None) -> Outcome:
+    path, job = config.path(), prepare(config, keeper)
+    with RunStore.open(job.config.path(), job.info, config.overwrite) as store:
         todo = [episode for episode in job.episodes if episode not in store.done()]
         told = [*_weights(job.policy), *_played(config, job.policy.spec)]
         notes = [*told, *store.notes, *_not_again(job, todo), *other_pixels(job, store, todo)]
-        watcher.start(store.path, len(job.episodes), store.rows(job.episodes), notes)
-        ending = _consume(play(job, todo), config, store, watcher)
+        watcher.start(path, len(job.episodes), store.rows(job.episodes), notes)
+        ending = _consume(play(job, todo), job.config, store, watcher)
     rows = store.rows(job.episodes)
     broken = [(row.error, row.message) for row in rows if row.success is None]
     judged = len(rows) - len(broken)
     return Outcome(
-        store.path,
+        path,
         len(job.episodes),
         judged,
         len(broken),
@@ -341,6 +371,7 @@ def _pooled(job: Job, todo: Sequence[Episode]) -> Generator[Rollout]:
             chunking=config.make_chunking(policy.spec.execute),
             filming=Filming(config.video, config.path()),
             slot=slot,
+            folder=job.folder,
             privileged=recipe if policy.spec.privileged else None,
             keeper=job.keeper,
         )

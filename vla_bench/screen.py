@@ -105,7 +105,8 @@ def _kept_apart(stdout: TextIO) -> Iterator[TextIO]:
         stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
-    stream = open(kept, "w", encoding=stdout.encoding, buffering=1 if stdout.isatty() else -1)
+    buffering = 1 if stdout.isatty() else -1
+    stream = open(kept, "w", encoding=stdout.encoding, buffering=buffering)  # noqa: SIM115 a full disk fails its end
     try:
         yield stream
     finally:
@@ -128,7 +129,7 @@ def _open_closed_descriptors() -> None:
     for number in (0, 1, 2):
         try:
             os.fstat(number)
-        except OSError:
+        except OSError:  # noqa: PERF203
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 

@@ -9,7 +9,6 @@ the spool into the parquet file; readers see the same table before, during and a
 from __future__ import annotations
 
 import difflib
-import fcntl
 import json
 import math
 import os
@@ -27,6 +26,13 @@ from vla_bench.config import digest
 from vla_bench.errors import UsageError
 from vla_bench.renderers import without_renderer
 from vla_bench.types import Episode, EpisodeResult, Float32, Inference
+
+try:
+    import fcntl
+except ModuleNotFoundError as error:
+    raise UsageError(
+        "vla-bench runs on Linux and macOS; on Windows it runs in WSL (the Windows Subsystem for Linux)."
+    ) from error
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -299,13 +305,27 @@ def _continued(info: RunInfo, previous: RunInfo | None) -> RunInfo:
 
 def _refuse_other_run(path: Path, there: RunInfo, here: RunInfo) -> None:
     """Raises UsageError that names every field in which the two runs differ."""
-    differences = _differences(there.identity, here.identity)
-    if there.protocol_hash != here.protocol_hash:
-        differences += _differences(there.protocol, here.protocol, "protocol.")
+    asked = _since(there.identity, here.identity, "content", "imports")
+    same = _are_same_weights(there.identity, asked)  # then it does not matter how their path was written
+    differences = _differences(there.identity, asked | ({"checkpoint": there.identity["checkpoint"]} if same else {}))
+    before = _since(there.protocol, here.protocol, "code")
+    told = _differences(there.protocol, before, "protocol.")
+    if there.protocol_hash != here.protocol_hash and (told or before == here.protocol):
+        differences += told
         differences += [f"protocol_hash is {there.protocol_hash!r} there and {here.protocol_hash!r} here"]
     if differences:
         what = "; ".join(differences)
         raise UsageError(f"{path} holds another run: {what}. Choose another --out, or --overwrite to start again.")
+
+
+def _since(there: Mapping[str, object], here: Mapping[str, object], *names: str) -> dict[str, object]:
+    """`here` without those names that runs of an earlier version do not have: they are resumed without asking."""
+    return {name: value for name, value in here.items() if name in there or name not in names}
+
+
+def _are_same_weights(there: Mapping[str, object], here: Mapping[str, object]) -> bool:
+    known = bool(there.get("weights")) and "checkpoint" in there
+    return known and all(there.get(name, "") == here.get(name, "") for name in ("weights", "content"))
 
 
 def _differences(there: Mapping[str, object], here: Mapping[str, object], prefix: str = "") -> list[str]:
@@ -422,7 +442,8 @@ def _read_parquet(file: Path) -> pd.DataFrame:
     if not file.exists():
         return _frame([])
     try:
-        frame = pd.read_parquet(file)
+        with file.open("rb") as stream:
+            frame = pd.read_parquet(stream)
         if missing := INFERENCE_DTYPES.keys() - set(frame):
             raise ValueError(f"no column {', '.join(sorted(missing))}")
     except (OSError, ValueError) as error:  # pyarrow's errors derive from these
@@ -434,8 +455,8 @@ def _compact(directory: Path, results: Mapping[Episode, EpisodeResult], info: Ru
     if not (directory / SPOOL).exists():
         return
     frame = _inferences(directory, results, info)
-    with replacing(directory / INFERENCES) as temporary:
-        frame.to_parquet(temporary, index=False)
+    with replacing(directory / INFERENCES) as temporary, temporary.open("wb") as stream:
+        frame.to_parquet(stream, index=False)  # by itself, pyarrow opens no file whose name is not UTF-8
     (directory / SPOOL).unlink()
 
 

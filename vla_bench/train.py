@@ -25,6 +25,7 @@ import tyro
 
 from vla_bench.errors import UsageError
 from vla_bench.learning import Learner, Recipe, Scales, Teachable, Weights
+from vla_bench.paths import TakesPaths, UserPath
 from vla_bench.provenance import gather
 from vla_bench.registry import find_policy, make_policy
 from vla_bench.store import replacing
@@ -37,15 +38,15 @@ VALIDATED = 512
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(TakesPaths):
     """Train a policy of size tiny on what `vla-bench collect` wrote. The same command again resumes; an interrupted and
     resumed training gives bit for bit what an uninterrupted one gives."""
 
     policy: str
     """A name from `vla-bench list policies`, or an import path module:Class."""
-    data: tyro.conf.UseAppendAction[tuple[str, ...]]
+    data: tyro.conf.UseAppendAction[tuple[UserPath, ...]]
     """A folder of demonstrations; may be given again."""
-    out: str
+    out: UserPath
     """The checkpoint to write. OUT.training beside it holds the log, the loss plot and what resuming needs."""
     suite: str | None = None
     """The suite to act in; the one the first data were recorded in when absent."""
@@ -73,6 +74,7 @@ class TrainConfig:
     """Delete what an earlier training left at OUT and start again."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for flag, value in (
             ("--steps", self.steps),
             ("--batch-size", self.batch_size),
