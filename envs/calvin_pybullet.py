@@ -72,7 +72,9 @@ def suite(name: str = "calvin_pybullet", scene: SceneName = "d", egl: bool = Fal
 def provenance() -> dict[str, str]:
     """What decides the numbers. Raises UsageError where calvin_env is not installed."""
     clone = _clone()
-    git = subprocess.run(["git", "-C", str(clone), "rev-parse", "HEAD"], capture_output=True, encoding="utf-8", check=False)
+    git = subprocess.run(
+        ["git", "-C", str(clone), "rev-parse", "HEAD"], capture_output=True, encoding="utf-8", check=False
+    )
     return {"calvin_env": git.stdout.strip() or "unknown commit", "pybullet": metadata.version("pybullet")}
 
 

@@ -6,7 +6,7 @@ Ours is a directory of five files that no code has to be trusted for:
     model.safetensors    the state dict
     tokenizer.json       the `tokenizers` library's own format; only where the model reads text
     normalisation.json   {name: {"scale": [...], "offset": [...]}}
-    README.md            where the weights come from; the only file that decides nothing
+    README.md            where the weights come from; decides nothing, as any other file that lies there
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from vla_bench.errors import UsageError
 
 from .normalisation import Affine
+from .reads import files_read, note_read
 
 FORMAT = "vla-bench-1"
 CONFIG, WEIGHTS, TOKENIZER, NORMALISATION, CARD = (
@@ -108,12 +109,13 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def sha256_of(path: str | Path) -> str:
-    """SHA-256 over a file, or over the names and contents of all files of a directory but its README.md.
+    """SHA-256 over a file, or over the names and contents of the files of a directory that decide what a policy does.
 
+    What lies beside them (a card, notes, an optimiser's state, what git and download tools keep) does not change it.
     Raises UsageError when there is nothing.
     """
     root = Path(path)
-    files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file() and p.name != CARD)
+    files = [root] if root.is_file() else _deciding(root)
     if not files:
         raise UsageError(f"There is no checkpoint at {root}; expected a file or a directory with files.")
     if root.is_file():
@@ -122,6 +124,14 @@ def sha256_of(path: str | Path) -> str:
     for file in files:
         whole.update(f"{file.relative_to(root).as_posix()} {_digest(file)}\n".encode())
     return whole.hexdigest()
+
+
+def _deciding(root: Path) -> list[Path]:
+    """Of one of our directories what `read_ours` reads; of others what was read, all but hidden ones if nothing was."""
+    if is_ours(root):
+        return sorted(file for name in (CONFIG, WEIGHTS, TOKENIZER, NORMALISATION) if (file := root / name).is_file())
+    visible = (file for file in root.rglob("*") if not any(p.startswith(".") for p in file.relative_to(root).parts))
+    return files_read(root) or sorted(file for file in visible if file.is_file() and file.name != CARD)
 
 
 def _digest(file: Path) -> str:
@@ -135,6 +145,7 @@ def _digest(file: Path) -> str:
 def read_json(path: str | Path) -> dict[str, Any]:
     """The object in that file. Raises UsageError for a missing or damaged one."""
     file = Path(path)
+    note_read(file)
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -157,6 +168,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         return _read_directory(source)
     if not source.is_file():
         raise UsageError(f"There is no file {source}; expected weights.")
+    note_read(source)
     if source.suffix == ".safetensors":
         return _read_safetensors(source)
     loaded = _reading(source, lambda: torch.load(source, map_location="cpu", weights_only=True))
@@ -189,6 +201,7 @@ def _read_directory(folder: Path) -> dict[str, Tensor]:
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
+    note_read(file)
     tensors: dict[str, Tensor] = _reading(file, lambda: load_file(file))
     return tensors
 

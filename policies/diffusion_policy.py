@@ -48,6 +48,7 @@ from .diffusion_policy_model import (
 from .diffusion_policy_networks import TransformerSizes, UnetSizes
 from .folders import insist_on_checkpoint
 from .normalisation import Affine
+from .reads import noting_reads
 from .robomimic import ABSOLUTE_ARM, absolute_action, axis_angle_actions, camera_of, observed
 from .torch_policy import Acted, Batch, Batching, Dtype, Size, Stopwatch, TorchPolicy, need_weights, settings, untrained
 
@@ -75,6 +76,7 @@ class DiffusionPolicy(TorchPolicy):
 
     model: DiffusionModel
 
+    @noting_reads()
     def __init__(
         self,
         suite: Suite,

@@ -32,6 +32,7 @@ from .openvla_images import PictureChain
 from .openvla_model import LlmSizes, Sizes
 from .openvla_vision import from_timm, sizes_of
 from .plain_llm import rope_theta
+from .reads import noting_reads
 from .tokens import JsonTokenizer, TextTokenizer, load_tokenizer
 
 Prompt = Literal["v1", "v0.1", "plain"]
@@ -133,6 +134,7 @@ class Wishes:
             raise UsageError(f"{', '.join(given)} cannot be chosen for {what}; leave {given[0]} out.")
 
 
+@noting_reads()
 def read(path: str | Path, wishes: Wishes) -> Loaded:
     """The checkpoint at that path. Raises UsageError for anything but the formats above."""
     folder = Path(path)

@@ -44,6 +44,7 @@ from .normalisation import Affine
 from .pi0_formats import ARM, Official, Reading, loaded, missing_views, read_official, truncated
 from .pi0_inputs import cleaned, padded, pillow_resize_with_pad, state_prompt
 from .pi0_model import STEPS, Pi0Model, Prefix, Sizes, Variant, pad_to, resize_with_pad, sample_times, tiny
+from .reads import noting_reads
 from .recipes import CROP
 from .tokens import JsonTokenizer, TextTokenizer, load_tokenizer, tiny_tokenizer
 from .torch_policy import (
@@ -109,6 +110,7 @@ class Pi0(TorchPolicy):
 
     model: Pi0Model
 
+    @noting_reads()
     def __init__(
         self,
         suite: Suite,

@@ -27,6 +27,7 @@ from .conventions import CALVIN_ACTION, CALVIN_STATE
 from .folders import insist_on_checkpoint
 from .normalisation import Affine
 from .plain_llm import rope_theta
+from .reads import noting_reads
 from .recipes import CROP
 from .reconvla_language import LanguageSizes
 from .reconvla_model import HeadSizes, LatentSizes, ReconModel, ReconSizes, VisionSizes
@@ -172,6 +173,7 @@ def _facts(given: Mapping[str, Any]) -> Facts:
 # The released form
 
 
+@noting_reads()
 def _read_released(folder: Path, head: bool) -> Loaded:
     config = read_json(folder / "config.json")
     if config.get("model_type") != MODEL_TYPE:

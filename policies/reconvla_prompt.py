@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike
 from vla_bench.errors import UsageError
 
 from .checkpoints import read_json
+from .reads import note_read
 from .reconvla_model import Prompt
 from .tokens import ActionBins, JsonTokenizer
 
@@ -91,6 +92,8 @@ def qwen_tokenizer(folder: Path) -> JsonTokenizer:
     whole, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     if not whole.is_file() and not (vocabulary.is_file() and merges.is_file()):
         raise UsageError(f"{folder} has no tokenizer; expected tokenizer.json, or vocab.json and merges.txt.")
+    for file in (whole,) if whole.is_file() else (vocabulary, merges):
+        note_read(file)
     try:
         text = whole.read_text(encoding="utf-8") if whole.is_file() else _assembled(vocabulary, merges)
         tokenizer = JsonTokenizer(text)

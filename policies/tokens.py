@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from vla_bench.errors import MissingPackage, UsageError
 
+from .reads import note_read
+
 PAD, BOS, EOS, IMAGE = range(4)
 """The first ids of the tiny tokenizer."""
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<image>")
@@ -112,6 +114,7 @@ def load_tokenizer(path: str | Path) -> TextTokenizer:
     if not files:
         raise UsageError(f"There is no tokenizer at {given}; expected tokenizer.json or a SentencePiece .model file.")
     file = files[0]
+    note_read(file)
     tokenizer = (
         SentencePieceTokenizer(file) if file.suffix == ".model" else JsonTokenizer(file.read_text(encoding="utf-8"))
     )

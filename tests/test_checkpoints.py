@@ -18,12 +18,14 @@ from vla_bench.policies.checkpoints import (  # noqa: E402
     Checkpoint,
     is_ours,
     load_into,
+    read_json,
     read_ours,
     read_tensors,
     sha256_of,
     write_ours,
 )
 from vla_bench.policies.normalisation import Affine  # noqa: E402
+from vla_bench.policies.reads import noting_reads  # noqa: E402
 from vla_bench.policies.tokens import (  # noqa: E402
     SPECIAL,
     TINY,
@@ -252,3 +254,23 @@ def test_a_damaged_or_missing_tokenizer_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UsageError, match="is no tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def test_the_hash_is_over_what_is_read_and_nothing_beside_it(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    def read() -> str:
+        with noting_reads():
+            read_json(tmp_path / "config.json")
+            read_tensors(tmp_path)
+            return sha256_of(tmp_path)
+
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
+    before = read()
+    for name in ("README.md", "notes.txt", "other.json", "optimizer.pt", ".git/HEAD", ".cache/huggingface/x.metadata"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+    assert read() == before
+    (tmp_path / "config.json").write_text('{"width": 5}', encoding="utf-8")
+    assert read() != before
