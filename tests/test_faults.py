@@ -217,7 +217,7 @@ def test_a_policy_that_changes_the_working_folder_moves_no_results(mine: Path, t
     away.mkdir()
     outcome = run(
         RunConfig(
-            "mine:Mine", "world:suite", policy_args=(f"leave={away}",), episodes=1, out="here", record_actions="a"
+            "mine:Mine", "world:suite", policy_args=(f"leave={away}",), episodes=1, out="here", record_actions="a.jsonl"
         )
     )
     assert (outcome.judged, str(outcome.path), Path.cwd()) == (2, "here", mine)

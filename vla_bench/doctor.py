@@ -337,7 +337,7 @@ def _python_child(code: str, timeout_s: float) -> subprocess.CompletedProcess[st
         [sys.executable, "-c", code],
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         errors="replace",
         timeout=timeout_s,
         check=False,

@@ -161,7 +161,7 @@ def device_problem(environ: Mapping[str, str] = os.environ) -> str:
 def _egl_devices() -> int:
     """How many devices EGL has, asked in a child process; 0 when it does not say."""
     command = [sys.executable, "-c", "from vla_bench.gl import main; main()", "devices"]
-    child = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, errors="replace", check=False)
+    child = subprocess.run(command, cwd=_ROOT, capture_output=True, encoding="utf-8", errors="replace", check=False)
     lines = child.stdout.split()
     return int(lines[-1]) if child.returncode == 0 and lines and lines[-1].isdecimal() else 0
 
