@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vla_bench.errors import UsageError
 from vla_bench.learning import Recipe, Samples, Weights
@@ -51,8 +52,8 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self.learnt.values(), self.recipe.clip)
         self.optimiser.step()
         kept = self.recipe.ema_decay(self.done)
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.values()), list(self.learnt.values()), 1.0 - kept)
+        averaged = get_ema_multi_avg_fn(kept)  # type: ignore[no-untyped-call]
+        averaged(list(self.average.values()), list(self.learnt.values()), self.done)
         self.done += 1
         return {name: value.item() for name, value in losses.items()}
 

@@ -410,7 +410,13 @@ def edited(folder: Path, file: str, old: str, new: str) -> str:
             "normalises observation.state by 'LOG'; supported: MEAN_STD",
         ),
         ("policy_preprocessor.json", '"MIN_MAX"', '"QUANTILES"', "has no q01 and no q99 of observation.state"),
-        ("policy_preprocessor.json", '"normalizer_processor"', '"other"', "has no normalizer_processor"),
+        ("policy_preprocessor.json", '"normalizer_processor"', '"device_processor"', "has no normalizer_processor"),
+        (
+            "policy_preprocessor.json",
+            '"to_batch_processor"',
+            '"sharpen"',
+            "has the step 'sharpen'",
+        ),
         ("policy_postprocessor.json", '"policy_postprocessor_step', '"../policy', "is not a file beside it"),
     ],
 )
