@@ -150,6 +150,8 @@ def names(config: object) -> None:
         if policy is not None and not policy.isupper() and policy not in OTHERS:
             find_policy(policy)
         checkpoint = str(asked.get(f"checkpoint{side}", ""))
+        owner, _, name = checkpoint.partition("/")
+        assert not name or owner in {"checkpoints", "data"}, f"{checkpoint} reads like a name on a hub"
         if checkpoint.startswith("shipped:"):
             assert checkpoint.removeprefix("shipped:") in {one.name for one in all_shipped()}
     if suite and not suite.isupper():
@@ -195,6 +197,7 @@ def pip(words: list[str]) -> None:
         "vla-bench run --policy pi0 --suite libero_10 --episodes 51",
         "vla-bench run --policy pi0 --suite robosuite --task lift",
         "vla-bench run --policy pi1 --suite libero_10",
+        "vla-bench run --policy pi0 --suite libero_10 --checkpoint lerobot/pi0_libero",
         "vla-bench run --policy pi0 --suite tiny --checkpoint shipped:pi0_gone",
         "make demos",
         "python benchmarks/gone.py",
