@@ -49,7 +49,7 @@ def test_the_same_outcomes_on_other_ways_need_enough_episodes(tmp_path: Path) ->
     assert (few.verdict, enough.verdict) == ("undecided", "pass")
     assert "At 95 % confidence the loss is below 5.1 points, more than the 5 accepted" in few.message
     assert "The loss is below 5 points at 95 % confidence." in enough.message
-    assert "51 episodes can exclude a loss of 5.1 points at best; at these rates about 1 more, played by" in few.message
+    assert "51 episodes can exclude a loss of 5.1 points at best; if they go on like this, about 1 more" in few.message
 
 
 @pytest.mark.parametrize(
