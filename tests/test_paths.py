@@ -27,8 +27,8 @@ TOP = {
 SUFFIXES = "md|py|sh|jsonl|json|png|svg|html|txt|toml|css|js"
 ELSEWHERE = {"reports/demo/index.html", "scripts/serve_policy.py"}
 """What make demo makes; openpi's server."""
-MAKERS = {"test_layers.py", "test_packaging.py", Path(__file__).name}
-"""Tests that make files of such names."""
+MAKERS = {"test_layers.py", "test_packaging.py", "test_readme.py", Path(__file__).name}
+"""Tests that make files of such names, or name files that are not to be there."""
 IN_WORDS = re.compile(rf"(?<![\w./:-])((?:{'|'.join(sorted(TOP))})/[\w./-]*\.(?:{SUFFIXES}))\b")
 LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")
 
