@@ -4,16 +4,15 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-find_python() {
-    command -v "python$1" || ls "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin/python 2>/dev/null | tail -n 1
+find_python() { # the first that works: a pyenv shim stands on the path for versions that are not chosen, too
+    for python in "$(command -v "python$1" || true)" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin/python; do
+        ! "$python" -c 'import ensurepip, venv' 2>/dev/null || { echo "$python" && return; }
+    done
 }
 
 for version in "$@"; do
     python=$(find_python "$version")
-    if [ -z "$python" ] || ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
-        echo "pythons: no Python $version here (python$version on the path, or pyenv install $version)" >&2
-        exit 1
-    fi
+    [ -n "$python" ] || { echo "pythons: no Python $version here (pyenv install $version)" >&2 && exit 1; }
     PYTHON="$python" VENV=".venv-$version" SYSTEM=no sh scripts/setup.sh
     VENV=".venv-$version" sh scripts/smoke.sh
 done
