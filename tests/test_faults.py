@@ -352,6 +352,40 @@ def test_a_run_from_before_code_was_told_is_resumed(mine: Path) -> None:
     assert run(config).judged == 2
 
 
+def test_a_run_from_before_the_code_of_plug_ins_was_recorded_is_resumed(
+    mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = mine / "plugs-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: plugs\nVersion: 1.0\n", encoding="utf-8")
+    (package / "entry_points.txt").write_text("[vla_bench.policies]\nwalker = mine:Mine\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(mine))
+    config = RunConfig("walker", "world:suite", episodes=1, out="r")
+    run(config)
+    info = json.loads((mine / "r" / "run.json").read_text(encoding="utf-8"))
+    assert info["identity"]["code"]
+    del info["identity"]["imports"]
+    info["identity"]["code"] = ""
+    (mine / "r" / "run.json").write_text(json.dumps(info), encoding="utf-8")
+    assert run(config).judged == 2
+    with (mine / "mine.py").open("a", encoding="utf-8") as code:
+        code.write("# changed\n")
+    with pytest.raises(UsageError, match="code is .* there and .* here"):
+        run(config)
+
+
+def test_a_local_module_that_cannot_be_parsed_counts_by_its_content(mine: Path) -> None:
+    """It may be imported inside a function that is never called, or where the error is caught."""
+    with (mine / "gaits.py").open("a", encoding="utf-8") as code:
+        code.write("def unused():\n    import for_python_2\n")
+    (mine / "for_python_2.py").write_text("print 'hello'\n", encoding="utf-8")
+    config = RunConfig("mine:Mine", "world:suite", episodes=1, out="r")
+    assert run(config).judged == 2
+    (mine / "for_python_2.py").write_text("print 'good-bye'\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="imports is .* there and .* here"):
+        run(config)
+
+
 def test_the_same_weights_are_one_checkpoint_however_their_path_is_written(mine: Path) -> None:
     (mine / "ck").mkdir()
     (mine / "ck" / "weights").write_text("1", encoding="utf-8")

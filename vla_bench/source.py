@@ -55,7 +55,11 @@ def _imported(name: str, file: Path) -> Iterator[str]:
     if file.suffix != ".py" or not file.is_file():
         return
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-    for node in ast.walk(ast.parse(file.read_bytes())):
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):  # ValueError: a NUL byte, before Python 3.12
+        return  # it imports nothing, and whoever imports it says what is wrong
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield from _with_parents(alias.name)

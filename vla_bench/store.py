@@ -306,6 +306,8 @@ def _continued(info: RunInfo, previous: RunInfo | None) -> RunInfo:
 def _refuse_other_run(path: Path, there: RunInfo, here: RunInfo) -> None:
     """Raises UsageError that names every field in which the two runs differ."""
     asked = _since(there.identity, here.identity, "content", "imports")
+    if "imports" not in there.identity and there.identity.get("code") == "":
+        asked["code"] = ""  # of a plug-in's name the code was not recorded before imports were
     same = _are_same_weights(there.identity, asked)  # then it does not matter how their path was written
     differences = _differences(there.identity, asked | ({"checkpoint": there.identity["checkpoint"]} if same else {}))
     before = _since(there.protocol, here.protocol, "code")
