@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -17,7 +18,7 @@ from vla_bench import doctor, screen
 from vla_bench.chunking import AdaptiveEnsemble, TemporalEnsemble
 from vla_bench.cli import main
 from vla_bench.config import RunConfig, digest, folder_name
-from vla_bench.errors import UsageError
+from vla_bench.errors import UsageError, too_many_files
 from vla_bench.paths import path_fields
 from vla_bench.provenance import gather
 from vla_bench.runner import run
@@ -180,6 +181,12 @@ def test_few_files_end_in_a_sentence(tmp_path: Path) -> None:
     assert "This process may open no more files (ulimit -n)" in done.stderr
 
 
+def test_too_many_files_of_a_process_and_of_the_machine_are_told_apart() -> None:
+    process, machine = (too_many_files(OSError(code, "")) for code in (errno.EMFILE, errno.ENFILE))
+    assert str(process).endswith("(ulimit -n): allow more with ulimit -n 1024.")
+    assert str(machine) == "This machine may open no more files: end other programs."
+
+
 def test_a_tilde_is_expanded_wherever_a_path_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vla_bench import cli
     from vla_bench.collect import CollectConfig
@@ -240,9 +247,24 @@ def test_windows_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "runs on Linux and macOS; on Windows it runs in WSL" in told(capsys)
 
 
-def test_without_file_locks_the_store_says_where_vla_bench_runs() -> None:
-    done = command(f"{sys.executable} -c 'import sys; sys.modules[\"fcntl\"] = None; import vla_bench.store'")
-    assert done.stderr.splitlines()[-1].startswith("vla_bench.errors.UsageError: vla-bench runs on Linux and macOS")
+WINDOWS = """
+import sys
+sys.modules["fcntl"] = sys.modules["resource"] = None
+import fakes, vla_bench.doctor, vla_bench.runner, vla_bench.cli
+from vla_bench.config import RunConfig
+try:
+    vla_bench.runner.run(RunConfig("fakes:Walker", "fakes:suite", out=sys.argv[1]))
+except vla_bench.errors.UsageError as error:
+    print(error)
+sys.platform = "win32"
+sys.exit(vla_bench.cli.main(["list", "suites"]))
+"""
+
+
+def test_without_the_modules_that_windows_lacks_everything_is_imported_and_says_where_it_runs(tmp_path: Path) -> None:
+    done = command(f"{sys.executable} -c '{WINDOWS}' {tmp_path}/run")
+    said = "vla-bench runs on Linux and macOS; on Windows it runs in WSL (the Windows Subsystem for Linux).\n"
+    assert (done.returncode, done.stdout, done.stderr) == (64, said, f"vla-bench: {said}")
 
 
 @pytest.mark.parametrize("rate", [-1e6, -1000.0, -0.5, 0.01, 0.5, 1000.0, 1e6])
@@ -370,7 +392,7 @@ def test_a_run_from_before_the_code_of_plug_ins_was_recorded_is_resumed(
     assert run(config).judged == 2
     with (mine / "mine.py").open("a", encoding="utf-8") as code:
         code.write("# changed\n")
-    with pytest.raises(UsageError, match="code is .* there and .* here"):
+    with pytest.raises(UsageError, match=r"code is .* there and .* here"):
         run(config)
 
 
@@ -382,7 +404,7 @@ def test_a_local_module_that_cannot_be_parsed_counts_by_its_content(mine: Path) 
     config = RunConfig("mine:Mine", "world:suite", episodes=1, out="r")
     assert run(config).judged == 2
     (mine / "for_python_2.py").write_text("print 'good-bye'\n", encoding="utf-8")
-    with pytest.raises(UsageError, match="imports is .* there and .* here"):
+    with pytest.raises(UsageError, match=r"imports is .* there and .* here"):
         run(config)
 
 

@@ -133,6 +133,14 @@ def test_a_missing_library_is_named_instead_of_pyopengls_attribute_error(machine
     assert gl.probe("osmesa").error == "libOSMesa.so is not installed"
 
 
+def test_a_missing_library_is_named_before_the_device_that_was_asked_of_it(machine, monkeypatch):
+    machine()
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "0")
+    answer = '{"backend": "egl", "works": false, "error": "ImportError: Cannot use EGL"}'
+    monkeypatch.setattr(gl, "_child_command", lambda *_: [sys.executable, "-c", f"print({answer!r})"])
+    assert gl.probe("egl").error == "libEGL.so is not installed"
+
+
 def test_a_run_says_before_it_starts_that_the_library_is_missing(machine, monkeypatch):
     machine("EGL")
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
@@ -152,6 +160,7 @@ def test_a_run_says_before_it_starts_that_the_library_is_missing(machine, monkey
         ({"MUJOCO_EGL_DEVICE_ID": "1"}, 1, "'1' and EGL has one device here, number 0: unset it"),
         ({"MUJOCO_EGL_DEVICE_ID": "4"}, 4, "'4' and EGL has 4 devices here, from 0 on: unset it"),
         ({"MUJOCO_EGL_DEVICE_ID": "cuda:0"}, 2, "'cuda:0' and EGL has 2 devices here, from 0 on: unset it"),
+        ({"MUJOCO_EGL_DEVICE_ID": "0"}, 0, "'0' and EGL names no device here: unset it"),
         ({"MUJOCO_EGL_DEVICE_ID": ""}, 1, "'' and EGL has one device"),
         ({"MUJOCO_EGL_DEVICE_ID": "-1"}, 1, "'-1' and EGL has one device"),
         (

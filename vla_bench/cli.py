@@ -26,6 +26,7 @@ from vla_bench.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
     EXIT_USAGE,
+    WHERE_IT_RUNS,
     UsageError,
     check_ending,
     too_many_files,
@@ -224,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _guarded(arguments: list[str]) -> int:
     try:
         if sys.platform == "win32":
-            raise UsageError("vla-bench runs on Linux and macOS; on Windows it runs in WSL.")
+            raise UsageError(WHERE_IT_RUNS)
         return _dispatch(arguments)
     except _Told:
         return EXIT_DONE
@@ -247,7 +248,7 @@ def _limit_of_the_machine(error: Exception) -> UsageError | None:
     if not isinstance(error, OSError):
         return None
     if error.errno in (errno.EMFILE, errno.ENFILE):
-        return too_many_files("end other programs")
+        return too_many_files(error)
     if error.errno == errno.ENAMETOOLONG:
         return UsageError(f"The path {str(error.filename)[:40]!r}... is too long for this file system: give another.")
     return None

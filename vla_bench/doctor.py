@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -147,7 +146,9 @@ def _left_overs() -> Iterator[Check]:
     for package in metadata.distributions():
         if is_half_removed(package):
             place = str(getattr(package, "_path", "a folder of metadata on sys.path"))
-            yield Check("left-over", None, f"{place} is of no package: a half-removed one", f"rm -r '{place}'")
+            yield Check(
+                "left-over", None, f"{place} is what an interrupted removal left of a package", f"rm -r '{place}'"
+            )
 
 
 def _plugins() -> Iterator[Check]:
@@ -161,6 +162,8 @@ def _plugins() -> Iterator[Check]:
 
 
 def _open_files() -> Check:
+    import resource  # which Windows lacks
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < _FILES_NEEDED:
         detail = f"a process may open {hard} only: too few for several workers"

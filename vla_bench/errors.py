@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import PurePath
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
+
+WHERE_IT_RUNS = "vla-bench runs on Linux and macOS; on Windows it runs in WSL (the Windows Subsystem for Linux)."
 
 EXIT_DONE = 0
 EXIT_REGRESSION = 1
@@ -89,6 +92,8 @@ def unknown_name(kind: str, got: str, known: Iterable[str]) -> UsageError:
     return UsageError(f"Unknown {kind} {got!r}.{hint}{listing}")
 
 
-def too_many_files(advice: str) -> UsageError:
-    """An error for a process that may open no further file."""
-    return UsageError(f"This process may open no more files (ulimit -n): {advice}, or allow more with ulimit -n 1024.")
+def too_many_files(error: OSError, advice: str = "") -> UsageError:
+    """An error for a process (EMFILE) or a machine (ENFILE) that may open no further file."""
+    if error.errno == errno.ENFILE:
+        return UsageError("This machine may open no more files: end other programs.")
+    return UsageError(f"This process may open no more files (ulimit -n): {advice}allow more with ulimit -n 1024.")

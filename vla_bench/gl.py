@@ -150,6 +150,8 @@ def device_problem(environ: Mapping[str, str] = os.environ) -> str:
     if asked is None:
         return ""
     count = _egl_devices()
+    if not count:
+        return f"MUJOCO_EGL_DEVICE_ID is {asked!r} and EGL names no device here: unset it"
     if not asked.isdecimal() or int(asked) >= count:
         one = f"has one device here, number {count - 1}" if count == 1 else f"has {count} devices here, from 0 on"
         return f"MUJOCO_EGL_DEVICE_ID is {asked!r} and EGL {one}: unset it"
@@ -185,7 +187,7 @@ def probe(backend: str, timeout_s: float = 60, views: Sequence[View] = ()) -> Gl
     """
     if backend not in _ENVIRONMENT:
         raise unknown_name("GL back end", backend, _ENVIRONMENT)
-    if backend == "egl" and (said := device_problem()):
+    if backend == "egl" and _has_library("EGL") and (said := device_problem()):
         return GlProbe(backend, works=False, error=said)
     try:
         child = subprocess.run(

@@ -13,7 +13,6 @@ import ctypes
 import errno
 import multiprocessing
 import os
-import resource
 import selectors
 import signal
 import sys
@@ -280,7 +279,7 @@ class Pool:
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
-            raise too_many_files(f"{len(self._setups)} workers need more: give fewer --workers") from error
+            raise too_many_files(error, f"{len(self._setups)} workers need more: give fewer --workers, or ") from error
 
     def _give_next(self, worker: Worker) -> None:
         """The next episode of the worker's own task; else of the task with most left per worker on it."""
@@ -356,6 +355,8 @@ class Pool:
 
 def _allow_more_files() -> None:
     """Raises the number of files this process may open to what is usual, as far as it is allowed to."""
+    import resource  # which Windows lacks
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _USUAL_FILES if hard == resource.RLIM_INFINITY else min(_USUAL_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -23,16 +23,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 
 from vla_bench.config import digest
-from vla_bench.errors import UsageError
+from vla_bench.errors import WHERE_IT_RUNS, UsageError
 from vla_bench.renderers import without_renderer
 from vla_bench.types import Episode, EpisodeResult, Float32, Inference
-
-try:
-    import fcntl
-except ModuleNotFoundError as error:
-    raise UsageError(
-        "vla-bench runs on Linux and macOS; on Windows it runs in WSL (the Windows Subsystem for Linux)."
-    ) from error
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -163,6 +156,8 @@ class RunStore:
         """Folds the spool into inferences.parquet and lets go of the run. A failure is noted and loses nothing."""
         if self._lock < 0:
             return
+        import fcntl
+
         try:
             _compact(self.path, self._results, self.info)
         except (OSError, UsageError) as error:
@@ -268,6 +263,10 @@ def _refuse_foreign(path: Path) -> None:
 
 def _take_lock(path: Path) -> int:
     """The descriptor that holds the run's lock. The kernel frees it when the process dies."""
+    try:
+        import fcntl
+    except ModuleNotFoundError as error:
+        raise UsageError(WHERE_IT_RUNS) from error
     path.mkdir(parents=True, exist_ok=True)
     lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
