@@ -3,9 +3,8 @@
 set -eu
 
 python=${VENV:-.venv}/bin/python
-"$python" -m pip install -qq build
 rm -rf build dist ./*.egg-info
-"$python" -m build --outdir dist .
+"$python" -m build --no-isolation --outdir dist . # with the lock's setuptools
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT

@@ -13,6 +13,6 @@ find_python() { # the first that works: a pyenv shim stands on the path for vers
 for version in "$@"; do
     python=$(find_python "$version")
     [ -n "$python" ] || { echo "pythons: no Python $version here (pyenv install $version)" >&2 && exit 1; }
-    PYTHON="$python" VENV=".venv-$version" SYSTEM=no sh scripts/setup.sh
+    PYTHON="$python" VENV=".venv-$version" sh scripts/setup.sh
     VENV=".venv-$version" sh scripts/smoke.sh
 done

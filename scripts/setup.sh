@@ -1,6 +1,6 @@
 #!/bin/sh
 # Make $VENV with vla-bench, its simulators and its tools, in the exact versions of requirements/lock.txt, and see that this
-# machine can render. Run by `make setup`. $SYSTEM=no leaves the system's packages alone.
+# machine can render. Run by `make setup`.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -56,7 +56,6 @@ gl() {
     "$venv/bin/python" -c 'from vla_bench.gl import main; main()' "$@"
 }
 
-[ "${SYSTEM:-}" != no ] || exit 0
 gl && exit 0
 install=$(gl packages)
 [ -n "$install" ] || stop "rendering does not work, see above; $venv/bin/vla-bench doctor says more."
