@@ -33,6 +33,7 @@ export UV_FIND_LINKS="${UV_FIND_LINKS:-$(told_pip "${PIP_FIND_LINKS:-}" global.f
 [ -n "$UV_DEFAULT_INDEX" ] || unset UV_DEFAULT_INDEX
 [ -n "$UV_FIND_LINKS" ] || unset UV_FIND_LINKS
 [ -w "${HOME:-/nonexistent}" ] || export UV_NO_CACHE=1
+export UV_SYSTEM_CERTS="${UV_SYSTEM_CERTS:-true}" # as pip has them
 install() {
     "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" "$@" || {
         echo "setup: uv did not get through, see above; pip installs the same, which takes longer"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -197,12 +198,13 @@ def test_picture_statistics_of_a_few_pixels() -> None:
     assert array_stats(np.array([[1.0], [3.0]]))["q50"] == [2.0]
 
 
-def test_the_real_lerobot_reads_the_data_set(toy: Path) -> None:
+def test_the_real_lerobot_reads_the_data_set(toy: Path, tmp_path: Path) -> None:
     python = Path(f"{sys.prefix}-lerobot", "bin", "python")
     if not python.exists():
         pytest.skip("needs lerobot in a venv of its own: sh scripts/setup_tests.sh")
     asked = [str(python), str(Path(__file__).with_name("lerobot_reads.py")), str(toy / "lerobot")]
-    child = subprocess.run(asked, capture_output=True, text=True, check=False)
+    home = {**os.environ, "HF_HOME": str(tmp_path)}  # its cache; the user's home may not be writable
+    child = subprocess.run(asked, env=home, capture_output=True, text=True, check=False)
     assert child.returncode == 0, child.stderr
     told, recorded = json.loads(child.stdout.splitlines()[-1]), read_lerobot(toy / "lerobot")
     assert (told["episodes"], told["frames"]) == (6, sum(len(each.actions) for each in recorded.values()))

@@ -54,14 +54,18 @@ def nameless() -> Suite:
 
 
 class Mute:
-    """A policy with a spec and nothing else."""
+    """A policy with a spec, a reset that takes nothing, and no more."""
 
     def __init__(self, suite: Suite, privileged: bool = False) -> None:
         self.spec = PolicySpec("mute", suite.action, privileged=privileged)
 
+    def reset(self) -> None: ...
+
 
 class Specless:
     spec = {"name": "specless"}  # noqa: RUF012
+
+    def infer(self) -> None: ...
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -92,7 +96,8 @@ def test_all_that_an_environment_lacks_is_one_sentence_and_nothing_is_played(
 @pytest.mark.parametrize(
     ("policy", "given", "said"),
     [
-        ("Mute", (), "(Mute) cannot be asked: reset is missing, infer is missing; vla_bench.types.Policy says"),
+        ("Mute", (), "(Mute) cannot be asked: reset should take (slots: "),
+        ("Mute", (), ", infer is missing; vla_bench.types.Policy says"),
         ("Mute", ("privileged=true",), "infer is missing, attach is missing; vla_bench.types.Policy, and of a priv"),
         (
             "Specless",

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -66,7 +67,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def command(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The command in a shell of its own, where `vla-bench` is this one."""
     return subprocess.run(
-        ["bash", "-c", line.replace("vla-bench", f"{sys.executable} -m vla_bench.cli")],
+        ["bash", "-c", re.sub(r"(?<!\S)vla-bench(?!\S)", f"{sys.executable} -m vla_bench.cli", line)],
         capture_output=True,
         encoding="utf-8",
         env={**os.environ, "PYTHONPATH": str(TESTS), **environment},
@@ -308,7 +309,7 @@ def test_folders_of_runs_keep_their_names() -> None:
         ("functools:partial", "partial in module functools is no policy"),
         ("mine:np", "np in module mine is no policy but module"),
         ("mine:SPEED", "is no policy but float"),
-        ("mine:PolicySpec", "it has no method infer"),
+        ("mine:PolicySpec", "it has no reset and no infer"),
         ("mine:Min", "Did you mean 'Mine'? Known: Mine."),
         ("none.py", "there is no file"),
         ("gaits.py", "Say which policy of"),

@@ -959,6 +959,7 @@ def test_arguments_that_would_not_be_used_are_refused(official, tmp_path):
 
 def test_prismatics_own_runs_are_pointed_to_the_converter(copied):
     (copied / "checkpoints").mkdir()
+    (copied / "checkpoints" / "step-000001-epoch-00-loss=1.0.pt").touch()
     fails(copied, "convert_openvla_weights_to_hf.py")
 
 

@@ -62,9 +62,32 @@ def test_a_private_folder_takes_the_place_of_a_cache_that_cannot_be_written(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     nowhere(monkeypatch, tmp_path)
+    monkeypatch.setattr(simulators, "temporary_folder", lambda: str(tmp_path))
     made = simulators.use_numba_cache()
     assert made is not None
     assert os.environ["NUMBA_CACHE_DIR"] == str(made)
+    assert (made.stat().st_mode & 0o777, made.stat().st_uid) == (0o700, os.geteuid())
+    assert simulators.use_numba_cache() == made, "it stays for the next command"
+
+
+@pytest.mark.parametrize("fault", ["open to others", "a link", "a file"])
+def test_a_cache_that_others_may_have_written_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: str
+) -> None:
+    nowhere(monkeypatch, tmp_path)
+    monkeypatch.setattr(simulators, "temporary_folder", lambda: str(tmp_path))
+    theirs, elsewhere = tmp_path / f"vla-bench-numba-{os.geteuid()}", tmp_path / "elsewhere"
+    if fault == "open to others":
+        theirs.mkdir()
+        theirs.chmod(0o755)
+    elif fault == "a link":
+        elsewhere.mkdir(mode=0o700)
+        theirs.symlink_to(elsewhere)
+    else:
+        theirs.touch()
+    made = simulators.use_numba_cache()
+    assert made is not None
+    assert made != theirs
     assert (made.stat().st_mode & 0o777, made.stat().st_uid) == (0o700, os.geteuid())
     simulators._remove(made, os.getpid() + 1)  # a forked child ends
     assert made.is_dir()

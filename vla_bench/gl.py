@@ -26,6 +26,7 @@ from typing import NoReturn
 from vla_bench.errors import UsageError, unknown_name
 from vla_bench.pixels import View, paint, pixel_hash
 from vla_bench.renderers import Drawn
+from vla_bench.simulators import can_be_written, user_cache
 from vla_bench.types import Quality
 
 _ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
@@ -87,6 +88,8 @@ def use_backend() -> str:
     """The chosen back end, now set in MUJOCO_GL and PYOPENGL_PLATFORM. Call it before importing a simulator."""
     backend = choose_backend()
     os.environ.update(_ENVIRONMENT[backend])
+    if not can_be_written(user_cache()):  # where Mesa keeps shaders, or else says in every process that it cannot
+        os.environ.setdefault("MESA_SHADER_CACHE_DISABLE", "true")
     return backend
 
 

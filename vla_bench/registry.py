@@ -416,8 +416,8 @@ def _attribute(kind: str, module: ModuleType, name: str, where: str) -> Callable
         inspect.signature(made_by)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{name} in {where} is no {kind}: {error}; expected {_WANTED[kind]}.") from error
-    if kind == "policy" and isinstance(made_by, type) and not callable(getattr(made_by, "infer", None)):
-        raise UsageError(f"{name} in {where} is no policy: it has no method infer; expected {_WANTED[kind]}.")
+    if kind == "policy" and isinstance(made_by, type) and not (hasattr(made_by, "reset") or hasattr(made_by, "infer")):
+        raise UsageError(f"{name} in {where} is no policy: it has no reset and no infer; expected {_WANTED[kind]}.")
     return made_by  # type: ignore[no-any-return]
 
 

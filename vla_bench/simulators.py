@@ -3,7 +3,7 @@
 * robosuite 1.4 opens /tmp/robosuite.log at import (utils/log_utils.py:71), which the first user of a machine owns: the
   import of everybody else fails. Nothing is written there from here.
 * robosuite compiles with numba and keeps the result beside its own files or in the user's cache. Where neither can be
-  written the import fails, so a private folder takes their place for as long as the process lives.
+  written the import fails, so a private folder among the temporary ones takes their place.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -123,11 +124,11 @@ def usual_caches() -> list[Path]:
     spec = find_spec("robosuite")
     roots = list(spec.submodule_search_locations or ()) if spec else []
     own = [Path(root) / "utils" / "__pycache__" for root in roots]
-    return [*([Path(asked)] if asked else []), *own, _user_cache() / "numba"]
+    return [*([Path(asked)] if asked else []), *own, user_cache() / "numba"]
 
 
-def _user_cache() -> Path:
-    """As in numba.misc.appdirs."""
+def user_cache() -> Path:
+    """The folder of this user's caches, as numba.misc.appdirs and Mesa have it."""
     if sys.platform == "darwin":
         return Path(os.path.expanduser("~/Library/Caches"))
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
@@ -154,7 +155,8 @@ def temporary_folder() -> str | None:
 def use_numba_cache() -> Path | None:
     """A private folder that numba's cache is in from now on, because its usual places cannot be written; else None.
 
-    Worker processes inherit it. It goes when this process ends. Raises UsageError when there is no place at all.
+    Worker processes inherit it, and it stays for this user's next command: compiling takes half a minute. Raises
+    UsageError when there is no place at all.
     """
     if any(map(can_be_written, usual_caches())):
         return None
@@ -164,12 +166,22 @@ def use_numba_cache() -> Path | None:
             "numba needs a folder for what it compiles, and neither robosuite's own, the user's cache nor a temporary "
             "one can be written: set NUMBA_CACHE_DIR to one that can."
         )
-    folder = Path(tempfile.mkdtemp(prefix="vla-bench-numba-", dir=place))  # of mode 700
-    atexit.register(_remove, folder, os.getpid())
+    folder = Path(place, f"vla-bench-numba-{os.geteuid()}")
+    if not _is_private(folder):  # numba runs what it finds in its cache, so nobody else may have put it there
+        folder = Path(tempfile.mkdtemp(prefix="vla-bench-numba-", dir=place))  # of mode 700
+        atexit.register(_remove, folder, os.getpid())
     os.environ["NUMBA_CACHE_DIR"] = str(folder)
     if numba := sys.modules.get("numba"):
         numba.config.reload_config()  # it reads its variables at import
     return folder
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether that folder, made if need be, is this user's and nobody else can write or look into it."""
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
 
 
 def _remove(folder: Path, owner: int) -> None:
