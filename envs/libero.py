@@ -409,7 +409,7 @@ def check_folders() -> dict[str, str]:
     downloads = distribution() == "hf-libero"  # its assets come at first use
     keys = ("bddl_files", "init_states") if downloads else ("bddl_files", "init_states", "assets")
     folders = {key: str(_folder(libero.get_libero_path, key, file)) for key in keys}
-    if distribution() == UPSTREAM:  # who knows what it needs
+    if distribution() == UPSTREAM:  # its needs are not known here
         import_libero()
     return folders
 
@@ -420,12 +420,12 @@ def _folder(get_path: Callable[[str], str], key: str, file: Path) -> Path:
         folder = Path(get_path(key))
     except Exception as error:  # a YAML file may hold anything
         said = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".")
-        raise UsageError(f"LIBERO's {key} are not to be found: {file} is no list of its folders ({said}).") from error
+        raise UsageError(f"LIBERO's {key} cannot be found: {file} does not list its folders ({said}).") from error
     if folder.is_dir():
         return folder
     if file.is_file():
         raise UsageError(
-            f"LIBERO's {key} should be in {folder}, which is no folder: so says {file}; mend that line or remove it."
+            f"LIBERO's {key} should be in {folder}, which is no folder, as {file} says: correct that line or remove it."
         )
     again = f"{install_command('libero', DISTRIBUTIONS)} --force-reinstall"
     raise UsageError(f"LIBERO's {key} should be in {folder}, which is no folder: install it again with: {again}")

@@ -96,7 +96,7 @@ def test_all_that_an_environment_lacks_is_one_sentence_and_nothing_is_played(
 @pytest.mark.parametrize(
     ("policy", "given", "said"),
     [
-        ("Mute", (), "(Mute) cannot be asked: reset should take (slots: "),
+        ("Mute", (), "(Mute) cannot be used: reset should take (slots: "),
         ("Mute", (), ", infer is missing; vla_bench.types.Policy says"),
         ("Mute", ("privileged=true",), "infer is missing, attach is missing; vla_bench.types.Policy, and of a priv"),
         (

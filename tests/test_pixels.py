@@ -273,7 +273,7 @@ def _made(path: Path, drawn: Drawn, outcomes: str = "1101", policy: str = "pi0",
 
 
 def resumed(run_: Path, drawn: Drawn) -> Path:
-    """That run, its last episode painted by another renderer."""
+    """That run, its last episode rendered by another renderer."""
     *lines, last = (run_ / "episodes.jsonl").read_text().splitlines()
     other = json.loads(last) | drawn._asdict()
     (run_ / "episodes.jsonl").write_text("\n".join([*lines, json.dumps(other)]) + "\n")
@@ -309,7 +309,7 @@ def test_equal_pixels_are_compared_silently_whatever_paints_them(tmp_path: Path,
             said("leaderboard", tmp_path / "x", *strict),
         ]
         assert [code for code, _ in found] == [2, 2, 0]
-        assert not any("†" in text or "painted by" in text for _, text in found)
+        assert not any("†" in text or "rendered by" in text for _, text in found)
 
 
 @pytest.mark.parametrize(
@@ -351,8 +351,8 @@ def test_other_pixels_are_told_and_marked_everywhere_and_refused_on_demand(
         assert mark in (tmp_path / f"board.{ending}").read_text()
     code, text = said("leaderboard", tmp_path / "x", "--strict-renderer")
     assert (code, text.count("†"), text.count("===")) == (0, 0, 4)
-    assert "=== toy, painted by " in text
-    assert "Not comparable with what is painted by " in text
+    assert "=== toy, rendered by " in text
+    assert "Not comparable with what is rendered by " in text
 
 
 def test_reports_mark_other_pixels_and_divide_them_on_demand(tmp_path: Path, said) -> None:
@@ -366,7 +366,7 @@ def test_reports_mark_other_pixels_and_divide_them_on_demand(tmp_path: Path, sai
     said("report", tmp_path / "x", "--out", tmp_path / "strict", "--strict-renderer")
     page = (tmp_path / "strict" / "report.md").read_text()
     assert "†" not in page
-    assert page.count("## toy, painted by ") == 2
+    assert page.count("## toy, rendered by ") == 2
 
 
 def test_a_run_resumed_where_pixels_differ_is_marked_by_itself(tmp_path: Path, said) -> None:

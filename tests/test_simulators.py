@@ -237,10 +237,10 @@ def test_a_missing_folder_of_libero_is_named(clone: Path) -> None:
 @pytest.mark.parametrize(
     ("written", "said"),
     [
-        ("assets: /moved/assets\n", "LIBERO's assets should be in /moved/assets, which is no folder: so says {file};"),
-        ("- a\n- b\n", "LIBERO's bddl_files are not to be found: {file} is no list of its folders (ValueError: Path"),
-        ("bddl_files: [\n", "LIBERO's bddl_files are not to be found: {file} is no list of its folders (ParserError: "),
-        ("bddl_files: 3\n", "LIBERO's bddl_files are not to be found: {file} is no list of its folders (TypeError: "),
+        ("assets: /moved/assets\n", "LIBERO's assets should be in /moved/assets, which is no folder, as {file} says:"),
+        ("- a\n- b\n", "LIBERO's bddl_files cannot be found: {file} does not list its folders (ValueError: Path"),
+        ("bddl_files: [\n", "LIBERO's bddl_files cannot be found: {file} does not list its folders (ParserError: "),
+        ("bddl_files: 3\n", "LIBERO's bddl_files cannot be found: {file} does not list its folders (TypeError: "),
     ],
 )
 def test_a_path_file_of_libero_that_leads_nowhere_ends_a_run_with_one_sentence(

@@ -147,7 +147,7 @@ def _left_overs() -> Iterator[Check]:
         if is_half_removed(package):
             place = str(getattr(package, "_path", "a folder of metadata on sys.path"))
             yield Check(
-                "left-over", None, f"{place} is what an interrupted removal left of a package", f"rm -r '{place}'"
+                "leftover", None, f"{place} is what an interrupted removal left of a package", f"rm -r '{place}'"
             )
 
 

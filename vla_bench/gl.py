@@ -95,10 +95,10 @@ def use_backend() -> str:
 
 @functools.cache
 def renderer(views: tuple[View, ...]) -> Drawn:
-    """Backend and painter of a run, such as "egl llvmpipe", and the hash of the probe scene in these views. Nothing
-    where there are none. Painted once, in a child process, so that no context of this one is disturbed.
+    """The renderer of a run, such as "egl llvmpipe", and the hash of the probe scene in these views. Nothing where
+    there are none. Rendered once, in a child process, so that no context of this one is disturbed.
 
-    A painter's version is left out: the probe tells whether it matters. Raises UsageError when nothing is painted.
+    A driver's version is left out: the probe tells whether it matters. Raises UsageError when nothing can be rendered.
     """
     if not views:
         return Drawn()
@@ -304,12 +304,12 @@ def _render(backend: str) -> GlProbe:
 
 
 def _paint_probe(backend: str, views: Sequence[View]) -> GlProbe:
-    images, painter = paint(views)
+    images, name = paint(views)
     works = all(image.min() < image.max() for image in images)
     return GlProbe(
         backend,
         works,
-        renderer=painter,
+        renderer=name,
         error="" if works else "the image is blank",
         render_probe=pixel_hash(images) if works else "",
     )

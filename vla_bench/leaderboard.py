@@ -132,7 +132,7 @@ class Board:
     """Best first."""
     comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...]
-    painter: str = ""
+    renderer: str = ""
     """What painted it, where runs of other pixels are on other boards."""
 
 
@@ -184,7 +184,7 @@ def board_of(section: Section) -> Board:
         ),
         comparisons,
         tuple(notes),
-        section.painter,
+        section.renderer,
     )
 
 

@@ -75,7 +75,7 @@ def _csv_row(board: Board, standing: Standing) -> dict[str, object]:
         "suite": board.suite,
         "perturbation": board.perturbation,
         "protocol_hash": board.protocol_hash,
-        "painter": board.painter,
+        "renderer": board.renderer,
         "policy": standing.label,
         "checkpoint": standing.checkpoint,
         "arguments": " ".join(standing.arguments),

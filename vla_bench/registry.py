@@ -193,7 +193,7 @@ def make_policy(name: str, suite: Suite, checkpoint: str | None = None, given: S
 
 
 def insist_on_policy(policy: Any, name: str) -> None:
-    """Raises UsageError with all that the engine will ask of that policy in vain."""
+    """Raises UsageError with all that the engine needs and that policy lacks."""
     spec = getattr(policy, "spec", None)
     if not isinstance(spec, PolicySpec):
         raise UsageError(f"The spec of the policy {name!r} should be a vla_bench.types.PolicySpec, got {_kind(spec)}.")
@@ -201,13 +201,13 @@ def insist_on_policy(policy: Any, name: str) -> None:
     if faults:
         privileged = ", and of a privileged one Privileged," if spec.privileged else ""
         raise UsageError(
-            f"The policy {name!r} ({_kind(policy)}) cannot be asked: {', '.join(faults)}; vla_bench.types.Policy"
+            f"The policy {name!r} ({_kind(policy)}) cannot be used: {', '.join(faults)}; vla_bench.types.Policy"
             f"{privileged} says what they should be."
         )
 
 
 def insist_on_env(env: Any, suite: str) -> None:
-    """Raises UsageError with all that the engine will ask of that environment in vain."""
+    """Raises UsageError with all that the engine needs and that environment lacks."""
     if faults := faults_of(env, Env):
         raise UsageError(
             f"The environment of the suite {suite!r} ({_kind(env)}) cannot be played: {', '.join(faults)}; "

@@ -1,4 +1,4 @@
-"""What painted the pictures of an episode, and whether two of them paint the same pixels. Values in, sentences out.
+"""What rendered the pictures of an episode, and whether two renderers give the same pixels. Values in, sentences out.
 
 Scores are compared across renderers, as the field does; where the pixels may differ, that is said and marked.
 """
@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from vla_bench.types import EpisodeResult
 
 MARK = "†"
-"""Beside what was painted with other pixels, and before the sentence that says so."""
+"""Beside what was rendered with other pixels, and before the sentence that says so."""
 BACKENDS = ("osmesa", "egl", "glfw", "cgl")
 """A renderer's name begins with one of these."""
 
@@ -23,7 +23,7 @@ LIKENESSES: tuple[Likeness, ...] = ("equal", "unknown", "unequal")
 
 
 class Drawn(NamedTuple):
-    """What painted an episode: the columns of these names. Both are empty when nothing was painted."""
+    """What rendered an episode: the columns of these names. Both are empty when nothing was rendered."""
 
     renderer: str = ""
     render_probe: str = ""
@@ -34,12 +34,12 @@ class Drawn(NamedTuple):
 
 
 def drawn(row: EpisodeResult) -> Drawn:
-    """What painted that episode."""
+    """What rendered that episode."""
     return Drawn(row.renderer, row.render_probe)
 
 
 def likeness(a: Drawn, b: Drawn) -> Likeness:
-    """Whether these two paint the same pixels: by their probes, else, in runs of before there were any, by their names.
+    """Whether these two give the same pixels: by their probes or, in older runs, which have none, by their names.
 
     All llvmpipes count as equal then: every image and state of LIBERO-Long, LIBERO-Spatial, Lift and tiny was the same
     with OSMesa's and EGL's.

@@ -106,7 +106,7 @@ def _trials(task: Task, config: RunConfig) -> range:
 def protocol(suite: Suite, config: RunConfig) -> dict[str, object]:
     """Everything besides the policy that decides states and verdicts, as JSON values. Needs the simulator's package.
 
-    Which renderer paints the pictures is not in it: that is recorded in every row, and compared by its pixels.
+    Which renderer makes the pictures is not in it: that is recorded in every row, and compared by its pixels.
     """
     settings = {
         "suite": suite.name,
@@ -144,7 +144,7 @@ class Job(NamedTuple):
     folder: str
     """Where the command was given: what its arguments are relative to."""
     drawn: Drawn
-    """What paints its pictures here."""
+    """What renders its pictures here."""
     keeper: Keeper | None = None
 
 
@@ -180,12 +180,12 @@ def prepare(config: RunConfig, keeper: Keeper | None = None) -> Job:
         control_hz=suite.control_hz,
     )
     answers = LocalPolicy(policy, config.timeout)
-    painter = _painter(suite, policy, keeper)
-    return Job(located, suite, policy, answers, info, episodes, workers, folder, painter, keeper)
+    rendered_by = _rendered_by(suite, policy, keeper)
+    return Job(located, suite, policy, answers, info, episodes, workers, folder, rendered_by, keeper)
 
 
-def _painter(suite: Suite, policy: Policy, keeper: Keeper | None) -> Drawn:
-    """What paints the pictures of this run; nothing where nobody looks at any, or they are not MuJoCo's."""
+def _rendered_by(suite: Suite, policy: Policy, keeper: Keeper | None) -> Drawn:
+    """What renders the pictures of this run; nothing where nobody looks at any, or they are not MuJoCo's."""
     views = views_of(suite)
     return renderer(views) if policy.spec.cameras or keeper is not None else Drawn()
 

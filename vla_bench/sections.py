@@ -113,13 +113,13 @@ class Section:
     """What a reader must know: other pixels or protocols, merged runs, unequal sets of episodes, several machines."""
     other_pixels: frozenset[str] = frozenset()
     """Labels of those that are not known to be painted with the pixels that most episodes have."""
-    painter: str = ""
+    renderer: str = ""
     """What painted it, where runs of other pixels are in other sections."""
 
     @property
     def title(self) -> str:
         """Suite and perturbation, and what painted it if that was asked to matter."""
-        painted = f", painted by {self.painter}" if self.painter else ""
+        painted = f", rendered by {self.renderer}" if self.renderer else ""
         return f"{self.suite}{f' / {self.perturbation}' if self.perturbation else ''}{painted}"
 
     @property
@@ -187,9 +187,9 @@ def sections_of(runs: Iterable[Run], strict_renderer: bool = False) -> tuple[Sec
     protocols = {(suite, hashed): parts[suite, hashed, more][0].info.protocol for suite, hashed, more in parts}
     painted = {key: _by_pixels(parts[key]) if strict_renderer else {"": parts[key]} for key in sorted(parts)}
     return tuple(
-        _section(key, its_runs, protocols, painter, [other for other in groups if other != painter])
+        _section(key, its_runs, protocols, renderer, [other for other in groups if other != renderer])
         for key, groups in painted.items()
-        for painter, its_runs in groups.items()
+        for renderer, its_runs in groups.items()
     )
 
 
@@ -235,8 +235,8 @@ def _section(
     key: tuple[str, str, str],
     runs: Sequence[Run],
     protocols: Mapping[tuple[str, str], Mapping[str, object]],
-    painter: str,
-    other_painters: Sequence[str],
+    renderer: str,
+    other_renderers: Sequence[str],
 ) -> Section:
     suite, hashed, perturbation = key
     by_identity = dict[tuple[str, str, tuple[str, ...]], list[Run]]()
@@ -251,7 +251,7 @@ def _section(
     pixels = pixels_sentence(_likeness_of(entrants), _painted(entrants))
     notes = (
         *([pixels] if pixels else []),
-        *(f"Not comparable with what is painted by {other}: --strict-renderer." for other in other_painters),
+        *(f"Not comparable with what is rendered by {other}: --strict-renderer." for other in other_renderers),
         *_other_protocols(suite, hashed, protocols),
         *(note for entrant in entrants for note in entrant.notes),
         *_unequal_episodes(entrants),
@@ -259,7 +259,7 @@ def _section(
         *stopping_notes(run.info for run in runs),
     )
     marked = _other_pixels(entrants) if pixels else frozenset[str]()
-    return Section(suite, hashed, perturbation, protocol, control_hz, entrants, notes, marked, painter)
+    return Section(suite, hashed, perturbation, protocol, control_hz, entrants, notes, marked, renderer)
 
 
 def _painted(entrants: Sequence[Entrant]) -> dict[str, frozenset[Drawn]]:

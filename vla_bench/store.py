@@ -380,7 +380,7 @@ def _judged(results: Mapping[Episode, EpisodeResult]) -> set[Episode]:
 
 
 def _parse_result(row: dict[str, Any], renderer: str) -> EpisodeResult:
-    """The row; one of before rows told it was painted by that renderer."""
+    """The row; one of an older run, which does not name its renderer, was rendered by that one."""
     result = EpisodeResult(**{"renderer": renderer, **row, "subgoals": tuple(row.get("subgoals", ()))})
     if not isinstance(result.success, bool | None):
         raise ValueError(f"success is {result.success!r}, expected true, false or null")

@@ -160,7 +160,7 @@ def stopping_notes(infos: Iterable[RunInfo]) -> list[str]:
 
 
 def _duel_note(ending: object) -> str:
-    """How that duel ended, from what it left in run.json; runs of before it left anything have a hedged sentence."""
+    """How that duel ended, from what it left in run.json; older runs, in which it left nothing, get a hedged one."""
     too_sure = "p-values and intervals made for a fixed number of episodes look too sure here; the e-value holds."
     if not isinstance(ending, Mapping):
         return f"A duel played these runs. If it ended as soon as they differed enough, {too_sure}"

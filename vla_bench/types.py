@@ -147,10 +147,10 @@ class EpisodeResult:
     """Names of the chain's instructions, in order: the first `subgoals_done` succeeded, the next one failed. Empty
     when the episode had one instruction."""
     renderer: str = ""
-    """What painted its pictures, such as `egl llvmpipe`. Empty when nothing was painted for the policy, or the suite's
+    """What rendered its pictures, such as `egl llvmpipe`. Empty when none was rendered for the policy, or the suite's
     pictures are not MuJoCo's."""
     render_probe: str = ""
-    """Hash of a probe scene that the same renderer painted (`vla_bench.pixels`)."""
+    """Hash of a probe scene, rendered by the same renderer (`vla_bench.pixels`)."""
 
     @property
     def episode(self) -> Episode:
@@ -283,7 +283,7 @@ class Env(Protocol):
 
 
 class Quality(NamedTuple):
-    """How finely MuJoCo paints a model's pictures, as in its `<visual><quality>`; the defaults are MuJoCo's."""
+    """How finely MuJoCo renders a model's pictures, as in its `<visual><quality>`; the defaults are MuJoCo's."""
 
     shadowsize: int = 4096
     """Pixels along a shadow map."""
@@ -312,8 +312,8 @@ class Suite:
     """Settings of the suite that are not in the fields above: settle steps, seeds, ..."""
     about: str = ""
     mujoco_quality: tuple[Quality, ...] = ()
-    """How MuJoCo paints the pictures, one for each kind of model: whether two machines paint them alike is then seen by
-    a probe scene painted so. Empty when MuJoCo does not paint them."""
+    """How MuJoCo renders the pictures, one for each kind of model: a probe scene rendered so tells whether two machines
+    give the same pixels. Empty when MuJoCo does not render them."""
 
     def task(self, name: str) -> Task:
         """The task of that exact name. Raises KeyError."""
