@@ -236,13 +236,15 @@ def blocks(page: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
-def test_the_readmes_policy_answers(tmp_path: Path) -> None:
+def test_the_readmes_policy_answers() -> None:
     (code,) = [block for block in blocks(ROOT / "README.md") if "class MyPolicy" in block]
     space: dict[str, Any] = {}
     exec(code, space)
-    policy = space["MyPolicy"](fakes.suite())
-    assert policy.spec.chunk == 8
-    (tmp_path / "my_policy.py").write_text(code)
+    suite = fakes.suite()
+    policy = space["MyPolicy"](suite)
+    env = suite.make_env(suite.tasks[0], [camera.name for camera in policy.spec.cameras])
+    (chunk,) = policy.infer([env.reset_trial(0, 0)])
+    assert chunk.actions.shape == (policy.spec.chunk, suite.action.dim) == (8, 2)
 
 
 @pytest.mark.sim
