@@ -24,6 +24,7 @@ from vla_bench.pytest_plugin import verdict
 from vla_bench.registry import find_policy, make_suite
 from vla_bench.runner import plan, select_tasks
 from vla_bench.shipped import all_shipped
+from vla_bench.stats_paired import paired_difference
 from vla_bench.train import TrainConfig
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +55,16 @@ def test_the_readmes_gate_lets_an_equally_good_policy_pass(
     said = capsys.readouterr().out
     assert "Pass: The run lost 0 and gained" in said
     assert "The loss is below 10 points" in said
+
+
+def test_the_readmes_numbers_of_what_fifty_episodes_exclude_are_true() -> None:
+    said = (
+        "50 equally good ones exclude a loss of 5.2 points at best, so with a margin of 10 it may lose three and gain"
+    )
+    assert said in " ".join(README.split())
+    excluded = [-100 * paired_difference(changed, changed, 50, 0.9).low for changed in (0, 3, 4)]
+    assert excluded[0] <= 5.2 < excluded[0] + 0.1
+    assert excluded[1] < 10 < excluded[2]
 
 
 def test_the_readmes_pytest_marker_lets_an_equally_good_policy_pass(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from vla_bench.baseline import FORMAT, Baseline, BaselineEpisode, make_baseline,
 from vla_bench.ci import github_annotations, junit
 from vla_bench.cli import main
 from vla_bench.errors import UsageError
-from vla_bench.regression import Gate, check, check_rows, exit_code, render_markdown, render_text, to_json
+from vla_bench.regression import Gate, _more_needed, check, check_rows, exit_code, render_markdown, render_text, to_json
 from vla_bench.stats_paired import mcnemar, paired_difference
 from vla_bench.types import EpisodeResult
 
@@ -71,6 +71,13 @@ def test_as_many_more_episodes_as_it_says_decide(tmp_path: Path, before: str, no
     drawn = [pairs[k * 20 // n] for k in range(n)]
     enough = gate(tmp_path / "n", *({"lift": "".join(side)} for side in zip(*drawn, strict=True)), margin=margin)
     assert enough.verdict == ("pass" if margin == 0.1 else "regression")
+
+
+@pytest.mark.parametrize(("lost", "more"), [(618, 4875), (624, None)])
+def test_what_is_said_not_to_decide_has_been_looked_at(lost: int, more: int | None) -> None:
+    """Twice 2600 pairs are only 2600 more: that these do not decide says nothing about 5000 more."""
+    apart = np.repeat([-1, 0, 1], [lost, 2600 - lost - 600, 600])
+    assert _more_needed(apart, links=0, margin=0.02, alpha=0.05) == more
 
 
 def test_the_least_margin_is_what_lets_equal_outcomes_pass(tmp_path: Path) -> None:

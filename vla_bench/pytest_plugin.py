@@ -8,7 +8,7 @@
 
 Every field of `RunConfig` may be given, and `margin`, `alpha`, `max_latency_ratio`, `undecided` and
 `strict_renderer` of `vla-bench check`. A changed policy can pass only if the margin is wide enough for the number of
-episodes: 50 can exclude a loss of 6 points at best, 20 one of 12; an undecided verdict says how many more would
+episodes: 50 can exclude a loss of 5.2 points at best, 20 one of 12; an undecided verdict says how many more would
 decide. With `run="results/NAME"` nothing is played: that run is held against the baseline. Paths are relative to
 pytest's rootdir; a new run goes to the test's tmp_path. Nothing heavy is imported before a test asks for the fixture.
 """

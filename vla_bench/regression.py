@@ -446,12 +446,13 @@ def _more_needed(apart: NDArray[np.int64], links: int, margin: float, alpha: flo
     short, enough = len(apart), 2 * len(apart)
     while not decided(enough):
         short, enough = enough, 2 * enough
-        if short > MOST_MORE:
+        if short - len(apart) >= MOST_MORE:
             return None
     while enough - short > 1:
         middle = (short + enough) // 2
         short, enough = (short, middle) if decided(middle) else (middle, enough)
-    return enough - len(apart)
+    more = enough - len(apart)
+    return more if more <= MOST_MORE else None
 
 
 class _Tails(NamedTuple):
