@@ -19,7 +19,8 @@ from vla_bench import doctor, screen
 from vla_bench.chunking import AdaptiveEnsemble, TemporalEnsemble
 from vla_bench.cli import main
 from vla_bench.config import RunConfig, digest, folder_name
-from vla_bench.errors import UsageError, too_many_files
+from vla_bench.duel import DuelConfig, duel
+from vla_bench.errors import UsageError, in_a_line, too_many_files
 from vla_bench.paths import path_fields
 from vla_bench.provenance import gather
 from vla_bench.runner import run
@@ -42,6 +43,37 @@ class Mine:
         print("said in Python")
         os.write(1, b"said below Python\\n")
         return [ActionChunk(np.tile(np.float32([SPEED, 0]), (4, 1))) for _ in observations]
+"""
+LATE = """
+import atexit, ctypes, subprocess, sys
+atexit.register(lambda: print("at exit"))
+atexit.register(lambda: os.write(1, b"at exit below\\n"))
+atexit.register(lambda: subprocess.run(["echo", "from a child"]))
+ctypes.CDLL(None).printf(b"in C\\n")
+sys.__stdout__.write("to the original\\n")
+"""
+PANICS = """
+import fakes
+class Panic(BaseException): pass
+def panic(place):
+    if place == "PLACE":
+        raise Panic("unwrap on None")
+panic("import")
+class P(fakes.Walker):
+    def __init__(self, suite):
+        panic("make")
+        super().__init__(suite)
+    def infer(self, observations):
+        panic("infer")
+        return super().infer(observations)
+class Scene(fakes.ToyEnv):
+    def advance(self, actions):
+        panic("scene")
+        return super().advance(actions)
+def suite(name):
+    import dataclasses
+    panic("suite")
+    return dataclasses.replace(fakes.suite("toy"), make_env=lambda task, cameras: Scene(task, cameras, None, ""))
 """
 SUITE = """
 from fakes import suite as toy
@@ -91,10 +123,13 @@ def test_half_removed_packages_are_passed_over_and_doctor_names_them(
     nameless.mkdir()
     (nameless / "METADATA").write_text("Metadata-Version: 2.1\n", encoding="utf-8")
     (nameless / "entry_points.txt").write_text("[vla_bench.suites]\nno equals sign\n", encoding="utf-8")
+    garbled = tmp_path / "garbled-1.0.dist-info"
+    garbled.mkdir()
+    (garbled / "METADATA").write_bytes(b"Metadata-Version: 2.1\nName: g\xe9\nVersion: 1.0\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert "numpy" in dict(gather())["versions"]  # type: ignore[operator]
     assert main(["list", "suites"]) == 0
-    assert sum(str(tmp_path) in check.detail for check in doctor._left_overs()) == 2
+    assert sum(str(tmp_path) in check.detail for check in doctor._left_overs()) == 3
 
 
 def test_figures_are_drawn_whatever_a_notebook_left_in_the_environment() -> None:
@@ -234,6 +269,85 @@ def test_a_policy_that_changes_the_working_folder_moves_no_results(mine: Path, t
     assert list(away.iterdir()) == []
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_files_are_found_whatever_their_code_does_to_the_working_folder(workers: str, mine: Path) -> None:
+    (mine / "away").mkdir()
+    with (mine / "mine.py").open("a", encoding="utf-8") as code:
+        code.write("os.chdir('away' if os.path.isdir('away') else '.')\n")
+    outcome = run(RunConfig("mine.py", "world.py", episodes=1, out="r", workers=workers))
+    assert (outcome.judged, Path.cwd()) == (2, mine)
+
+
+def test_the_policies_of_a_duel_start_in_the_same_folder(mine: Path, tmp_path: Path) -> None:
+    away = tmp_path / "away"
+    away.mkdir()
+    leave = (f"leave={away}",)
+    duel(DuelConfig("mine.py", "mine.py:Mine", suite="world.py", policy_args_a=leave, episodes=1, out="d"))
+    assert (mine / "d").is_dir()
+    assert list(away.iterdir()) == []
+
+
+def test_a_working_folder_that_was_deleted_ends_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(TOY) == 64
+    assert "The working folder was deleted" in told(capsys)
+
+
+def test_what_is_printed_at_exit_and_past_python_is_no_result(mine: Path) -> None:
+    with (mine / "mine.py").open("a", encoding="utf-8") as code:
+        code.write(LATE)
+    done = command("vla-bench run --policy ./mine.py --suite ./world.py --task 0 --episodes 1 --json --out r")
+    assert json.loads(done.stdout)["overall"]["episodes"] == 1
+    for said in ("at exit", "at exit below", "from a child", "in C", "to the original"):
+        assert f"{said}\n" in done.stderr
+
+
+@pytest.mark.parametrize("place", ["import", "make", "infer", "suite", "scene"])
+def test_a_panic_that_is_no_exception_ends_in_a_sentence(
+    place: str, mine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (mine / "mine_panics.py").write_text(PANICS.replace("PLACE", place), encoding="utf-8")
+    code = main(["run", "--policy", "mine_panics.py", "--suite", "mine_panics.py:suite", "--episodes", "1"])
+    said = capsys.readouterr().err
+    assert code == (64 if place in ("import", "make", "suite") else 4)
+    assert "Panic" in said
+    assert "unwrap on None" in said
+    assert "Traceback" not in said
+
+
+def test_an_error_that_cannot_say_itself_is_told_by_its_kind() -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    assert (in_a_line(Mute()), in_a_line(MemoryError())) == ("Mute", "MemoryError")
+    assert in_a_line(ValueError("no\njoint.")) == "ValueError: no joint"
+    assert len(in_a_line(ValueError("x" * 9999))) < 1100
+
+
+def test_what_broke_in_vla_bench_is_no_verdict(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def panic(arguments: list[str]) -> int:
+        raise BaseException("panic")
+
+    monkeypatch.setattr("vla_bench.cli._dispatch", panic)
+    assert main(["list", "suites"]) == 70
+    assert "panic" in capsys.readouterr().err
+
+
+def test_a_neighbour_that_is_no_python_ends_no_run(mine: Path) -> None:
+    (mine / "broken.py").write_text("def", encoding="utf-8")
+    with (mine / "mine.py").open("a", encoding="utf-8") as code:
+        code.write("try:\n    import broken\nexcept SyntaxError:\n    pass\n")
+    assert run(RunConfig("mine.py", "world.py", episodes=1)).judged == 2
+
+
 def test_json_is_all_that_is_printed_to_standard_output(mine: Path) -> None:
     line = "vla-bench run --policy ./mine.py:Mine --suite ./world.py --task 0 --episodes 2 --json --out r"
     done = command(line)
@@ -304,6 +418,8 @@ def test_folders_of_runs_keep_their_names() -> None:
         ("ws://localhost:8000", "is a server's address; clients of servers are not built in"),
         ("http://h", "is a server's address"),
         ("localhost:8000", "is a server's address"),
+        ("[::1]:8000", "is a server's address"),
+        ("file:///mine.py", "there is no file"),
         (":x", "should be module:Class or FILE.py:Class"),
         ("mine:", "should be module:Class or FILE.py:Class"),
         ("functools:partial", "partial in module functools is no policy"),
@@ -314,7 +430,7 @@ def test_folders_of_runs_keep_their_names() -> None:
         ("none.py", "there is no file"),
         ("gaits.py", "Say which policy of"),
         ("broken.py", "cannot be imported: SyntaxError"),
-        ("broken:Mine", "cannot be imported: SyntaxError"),
+        ("broken:Mine", "broken.py, line 1)."),
         ("leaves.py", "cannot be imported: SystemExit"),
     ],
 )

@@ -32,7 +32,7 @@ from vla_bench.errors import (
     too_many_files,
     unknown_name,
 )
-from vla_bench.paths import TakesPaths, UserPath
+from vla_bench.paths import TakesPaths, UserPath, returning
 from vla_bench.types import EpisodeResult
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ PRINTING = ("show", "compare", "leaderboard", "report", "list", "doctor", "--hel
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    with screen.own_streams() as stdout, _drawing_on_files():
+    with screen.own_streams(for_good=argv is None) as stdout, _drawing_on_files():
         code = _guarded(arguments)
         stdout.flush()
         if stdout.lost is None or stdout.lost.errno == errno.EPIPE:  # the reader has read enough, as `head` does
@@ -226,7 +226,8 @@ def _guarded(arguments: list[str]) -> int:
     try:
         if sys.platform == "win32":
             raise UsageError(WHERE_IT_RUNS)
-        return _dispatch(arguments)
+        with returning():
+            return _dispatch(arguments)
     except _Told:
         return EXIT_DONE
     except UsageError as error:
@@ -235,7 +236,9 @@ def _guarded(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("vla-bench: interrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except Exception as error:
+    except SystemExit:
+        raise  # of --help
+    except BaseException as error:  # some are no Exception, and Python's own exit code for them means a regression here
         if usage := _limit_of_the_machine(error):
             print(f"vla-bench: {usage}", file=sys.stderr)
             return EXIT_USAGE
@@ -243,7 +246,7 @@ def _guarded(arguments: list[str]) -> int:
         return EXIT_BUG
 
 
-def _limit_of_the_machine(error: Exception) -> UsageError | None:
+def _limit_of_the_machine(error: BaseException) -> UsageError | None:
     """What a user can do about the error, where it is one that any call into the system may raise."""
     if not isinstance(error, OSError):
         return None

@@ -10,6 +10,7 @@ workers, and after any number of interruptions.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
@@ -24,10 +25,10 @@ from vla_bench.compare import EXIT_CODES, Verdict, check_alpha, level
 from vla_bench.config import ALIASES, RunConfig, digest, folder_name
 from vla_bench.errors import EXIT_BROKEN, EXIT_INTERRUPTED, PolicyFailure, UsageError
 from vla_bench.pairing import counted, episode_name, policy_title
-from vla_bench.paths import TakesPaths, UserPath, returning
+from vla_bench.paths import TakesPaths, UserPath, home, returning
 from vla_bench.renderers import MARK, drawn, likeness
 from vla_bench.rollout import Rollout
-from vla_bench.runner import MAX_BROKEN_IN_A_ROW, Job, anchored, keep, other_pixels, play, prepare, record_seconds
+from vla_bench.runner import MAX_BROKEN_IN_A_ROW, Job, keep, other_pixels, play, prepare, record_seconds
 from vla_bench.stats import Interval
 from vla_bench.stats_anytime import confidence_sequence, paired_confidence_sequence, paired_e_value
 from vla_bench.store import ERRORS, RunStore
@@ -215,8 +216,7 @@ def duel(config: DuelConfig, watch: Watch = lambda score, pairs: None) -> Duel:
 
 
 def _duel(config: DuelConfig, watch: Watch) -> Duel:
-    anchors = [anchored(run) for run in config.configs()]  # before a policy of theirs may change the working folder
-    jobs = [prepare(run) for run in anchors]
+    jobs = [_prepared(run) for run in config.configs()]
     order = trial_major(jobs[0].episodes)[: config.max_episodes]
     with _open(jobs[0]) as store_a, _open(jobs[1]) as store_b:
         corners = (_Corner(jobs[0], store_a), _Corner(jobs[1], store_b))
@@ -239,6 +239,11 @@ def _duel(config: DuelConfig, watch: Watch) -> Duel:
         films_lost=" ".join(filter(None, map(_films_lost, corners))),
         notes=(*store_a.notes, *store_b.notes, *other),
     )
+
+
+def _prepared(run: RunConfig) -> Job:
+    os.chdir(home())  # the other policy may have changed the working folder
+    return prepare(run)
 
 
 def trial_major(episodes: Sequence[Episode]) -> list[Episode]:

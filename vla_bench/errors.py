@@ -22,6 +22,7 @@ EXIT_BROKEN = 4  # episodes left without a verdict, or films that were asked for
 EXIT_USAGE = 64  # sysexits.h EX_USAGE
 EXIT_BUG = 70  # sysexits.h EX_SOFTWARE: never mistaken for a verdict
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+_LONGEST_MESSAGE = 1000  # characters; the whole is in errors.log
 
 
 class UsageError(Exception):
@@ -71,6 +72,20 @@ def _is_here(wanted: Requirement) -> bool:
         return metadata.version(wanted.name) in wanted.specifier
     except metadata.PackageNotFoundError:
         return False
+
+
+def message_of(error: BaseException) -> str:
+    """What somebody else's error says, in one line without its full stop; empty when it says nothing."""
+    try:
+        said = " ".join(str(error).split()).rstrip(".")
+    except Exception:  # their __str__
+        return ""
+    return said if len(said) <= _LONGEST_MESSAGE else f"{said[:_LONGEST_MESSAGE]}..."
+
+
+def in_a_line(error: BaseException) -> str:
+    """Kind and message: `ValueError: no such joint`."""
+    return ": ".join(filter(None, [type(error).__name__, message_of(error)]))
 
 
 def check_ending(flag: str, file: str | None, known: Iterable[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from vla_bench.errors import PolicyFailure, UsageError
+from vla_bench.errors import PolicyFailure, UsageError, message_of
 from vla_bench.grounding import inside_total
 from vla_bench.rollout import Answer
 from vla_bench.types import ActionChunk, Attention, Episode, Float32, Observation, Policy, PolicySpec, Suite
@@ -64,15 +64,15 @@ class LocalPolicy:
         name = self._policy.spec.name
         try:
             return call() if self._timeout_s is None else self._thread.result(call, self._timeout_s)
-        except UsageError:
+        except (UsageError, KeyboardInterrupt):
             raise
         except TimeoutError:
             raise PolicyFailure(
                 f"The policy {name!r} took longer than --timeout {self._timeout_s:g} s in {method}."
             ) from None
-        except (Exception, SystemExit) as error:  # argparse in a checkpoint loader exits
-            text = " ".join(str(error).split()).rstrip(".")
-            raise PolicyFailure(f"The policy {name!r} raised {type(error).__name__} in {method}: {text}.") from error
+        except BaseException as error:  # argparse in a checkpoint loader exits, a tokenizer in Rust panics
+            said = f": {text}" if (text := message_of(error)) else ""
+            raise PolicyFailure(f"The policy {name!r} raised {type(error).__name__} in {method}{said}.") from error
 
 
 class _Thread:
@@ -80,7 +80,7 @@ class _Thread:
 
     def __init__(self) -> None:
         self._calls: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
-        self._results: queue.SimpleQueue[tuple[Any, Exception | SystemExit | None]] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def result(self, call: Callable[[], T], seconds: float) -> T:
@@ -103,7 +103,7 @@ class _Thread:
             call = self._calls.get()
             try:
                 self._results.put((call(), None))
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
                 self._results.put((None, error))
 
 

@@ -22,6 +22,7 @@ UserPath = Annotated[str, _Marker()]
 """The type of a configuration's field that takes a path, or paths."""
 _LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes, of every file system in use and of Linux
 _SHOWN = 40
+_homes: list[str] = []
 
 
 class TakesPaths:
@@ -58,18 +59,31 @@ def user_path(text: str) -> str:
 
 def absolute(path: str | None) -> str | None:
     """The path from the root on, so that whoever changes the working folder later does not move it."""
-    return None if path is None else str(Path(path).absolute())
+    return None if path is None else str(Path(home(), path))
 
 
 @contextmanager
 def returning() -> Iterator[None]:
-    """The working folder is afterwards what it was before, whatever a policy or a suite does to it."""
-    folder = os.getcwd()
+    """The working folder is afterwards what it was before, whatever a policy or a suite does to it.
+
+    Inside, `home` tells it. Raises UsageError where there is none.
+    """
+    try:
+        folder = os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("The working folder was deleted: cd to one that is there.") from None
+    _homes.append(folder)
     try:
         yield
     finally:
+        _homes.pop()
         with suppress(OSError):  # it was deleted meanwhile
             os.chdir(folder)
+
+
+def home() -> str:
+    """Where the relative paths of a command start from: the working folder at the outermost `returning`."""
+    return _homes[0] if _homes else os.getcwd()
 
 
 def _takes_path(annotation: Any) -> bool:

@@ -30,6 +30,7 @@ import numpy as np
 from vla_bench.chunking import Chunking
 from vla_bench.errors import PolicyFailure, UsageError, too_many_files
 from vla_bench.inference import LocalPolicy
+from vla_bench.paths import returning
 from vla_bench.registry import make_policy, make_suite
 from vla_bench.rollout import Actor, Answer, Filming, Keeper, Rollout, Stage, attach, broken
 from vla_bench.screen import own_streams
@@ -138,14 +139,14 @@ class PipePolicy:
 def work(pipe: Connection, setup: WorkerSetup, memory: Memory) -> None:
     """A worker's life: episodes in, rollouts out, until the pipe says None or closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
-    with own_streams():
+    os.chdir(setup.folder)  # a policy may have changed it in the main process
+    with own_streams(for_good=True), returning():
         _work(pipe, setup, memory)
 
 
 def _work(pipe: Connection, setup: WorkerSetup, memory: Memory) -> None:
     stage = None
     try:
-        os.chdir(setup.folder)  # a policy may have changed it in the main process
         stage = _open_stage(pipe, setup, Desk(setup, memory))
         while (episode := pipe.recv()) is not None:
             pipe.send(stage.play(episode))

@@ -55,9 +55,12 @@ def _versions() -> dict[str, str]:
 
 
 def is_half_removed(package: metadata.Distribution) -> bool:
-    """Whether only the folder of its metadata is left, without a name or a version, as a `pip uninstall` that was
-    interrupted leaves it."""
-    told = package.metadata  # None or empty, by Python's version, where the file is missing
+    """Whether only the folder of its metadata is left, without a name or a version that can be read, as a
+    `pip uninstall` that was interrupted leaves it."""
+    try:
+        told = package.metadata  # None or empty, by Python's version, where the file is missing
+    except UnicodeDecodeError:
+        return True
     return not told or not told["Name"] or not told["Version"]
 
 

@@ -11,14 +11,16 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from vla_bench.config import ALIASES, list_arguments, parse_arguments
-from vla_bench.errors import MissingPackage, UsageError, unknown_name
+from vla_bench.errors import MissingPackage, UsageError, in_a_line, unknown_name
+from vla_bench.paths import home
 from vla_bench.shipped import find_shipped, insist_on_sha256
 from vla_bench.source import code_hash, imports_hash
 from vla_bench.types import Env, Policy, PolicySpec, Privileged, Suite
@@ -102,7 +104,7 @@ def sketch_policy(name: str) -> Sketch:
     if not spec.origin or not spec.origin.endswith(".py"):
         return Sketch("", ())
     try:
-        nodes = list(ast.walk(ast.parse(Path(spec.origin).read_bytes())))
+        nodes = list(ast.walk(ast.parse(Path(spec.origin).read_bytes(), spec.origin)))
     except (OSError, SyntaxError, ValueError) as error:
         raise UsageError(f"The policy {path!r} cannot be read: {_where(error)}") from error
     named = [node for node in nodes if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == attribute]
@@ -118,16 +120,14 @@ def make_suite(name: str, given: Sequence[str] = ()) -> Suite:
     """The suite of that name, alias or import path, with name=value arguments. Raises UsageError."""
     name, factory = ALIASES.get(name, name), find_suite(name)
     arguments = parse_arguments(factory, given, "--suite-args", _ENGINE_FILLS)
-    try:
+    with _said(f"The suite {name!r} could not be made"):
         made = factory(name, **arguments)
-    except UsageError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise UsageError(f"The suite {name!r} could not be made: {_where(error)}") from error
     if not isinstance(made, Suite):
         raise UsageError(
             f"The suite {name!r} should be a vla_bench.types.Suite, got {_kind(made)}: let that function return one."
         )
+    if not made.tasks:
+        raise UsageError(f"The suite {name!r} has no task: let it have one at least.")
     return made
 
 
@@ -180,12 +180,8 @@ def make_policy(name: str, suite: Suite, checkpoint: str | None = None, given: S
         arguments["suite"] = suite
     shipped = None if arguments.get("size") == "tiny" else find_shipped(name, suite.name, checkpoint)
     arguments |= _checkpoint_argument(name, str(shipped.path) if shipped else checkpoint, parameters)
-    try:
+    with _said(f"The policy {name!r} could not be made"):
         policy = constructor(**arguments)
-    except UsageError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise UsageError(f"The policy {name!r} could not be made: {_where(error)}") from error
     insist_on_policy(policy, name)
     if shipped:
         insist_on_sha256(shipped, policy.spec.checkpoint)
@@ -243,11 +239,26 @@ def _kind(value: object) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
+@contextmanager
+def _said(what: str) -> Iterator[None]:
+    """Whatever somebody else's code raises inside is told as a UsageError that begins with `what`.
+
+    SystemExit too, and what compiled libraries raise in panic, which is no Exception.
+    """
+    try:
+        yield
+    except (UsageError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise UsageError(f"{what}: {_where(error)}") from error
+
+
 def _where(error: BaseException) -> str:
     """The error in one sentence, with the line that raised it."""
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error.msg} ({error.filename}, line {error.lineno})."
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    said = " ".join(str(error).split()).rstrip(".")
-    return f"{type(error).__name__}: {said} ({frame.filename}, line {frame.lineno})."
+    return f"{in_a_line(error)} ({frame.filename}, line {frame.lineno})."
 
 
 def describe_policy_arguments(name: str) -> str:
@@ -331,7 +342,7 @@ def _find(kind: str, name: str, aliases: Mapping[str, str]) -> Callable[..., Any
         raise UsageError(
             f"The {kind} {name!r} should be {_FORMS[kind]}, or a name from `vla-bench list {_LISTS[kind]}`."
         )
-    _look_in(os.getcwd())  # the user's own file is looked for here too
+    _look_in(home())  # the user's own file is looked for here too
     return _load(kind, name)
 
 
@@ -344,12 +355,12 @@ def _look_in(folder: str) -> None:
 def source_file(name: str) -> str:
     """The file of a policy or suite given as FILE.py or FILE.py:NAME, from the root on; empty for other names."""
     given = name if name.endswith(".py") else name.rpartition(":")[0]
-    return os.path.abspath(os.path.expanduser(given)) if given.endswith(".py") else ""
+    return os.path.normpath(os.path.join(home(), os.path.expanduser(given))) if given.endswith(".py") else ""
 
 
 def _refuse_server(kind: str, name: str) -> None:
     """Raises UsageError for the address of a server, as other harnesses take them."""
-    if re.match(r"\w+://|[\w.-]+:\d+$", name):
+    if re.match(r"(?!file:)\w+://|([\w.-]+|\[[\da-fA-F:]+\]):\d+$", name):
         raise UsageError(
             f"The {kind} {name!r} is a server's address; clients of servers are not built in: a policy of your own can "
             "call one, as docs/examples/openpi_server.py does."
@@ -359,14 +370,11 @@ def _refuse_server(kind: str, name: str) -> None:
 def _load(kind: str, path: str) -> Callable[..., Any]:
     """The attribute at module:name. Raises UsageError."""
     module_name, _, attribute = path.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise _import_problem(kind, path, module_name, error) from error
-    except UsageError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise UsageError(f"The {kind} {path!r} cannot be imported: {_where(error)}") from error
+    with _said(f"The {kind} {path!r} cannot be imported"):
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            raise _import_problem(kind, path, module_name, error) from error
     return _attribute(kind, module, attribute, f"module {module_name}")
 
 
@@ -396,12 +404,11 @@ def _module_of(kind: str, name: str, file: str) -> ModuleType:
     assert spec.loader is not None
     module = sys.modules[own] = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-    except BaseException as error:
+        with _said(f"The {kind} {name!r} cannot be imported"):
+            spec.loader.exec_module(module)
+    except BaseException:
         del sys.modules[own]
-        if isinstance(error, UsageError) or not isinstance(error, Exception | SystemExit):
-            raise
-        raise UsageError(f"The {kind} {name!r} cannot be imported: {_where(error)}") from error
+        raise
     return module
 
 

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 
 from vla_bench.chunking import Chunking, Past
-from vla_bench.errors import PolicyFailure, UsageError
+from vla_bench.errors import PolicyFailure, UsageError, in_a_line, message_of
 from vla_bench.grounding import score
 from vla_bench.overlay import overlaid
 from vla_bench.registry import insist_on_env
@@ -307,11 +307,11 @@ class Stage:
             rollout = run_episode(env, self._actor, episode, self._suite.control_hz, started)
             if self._keeper is not None:
                 self._keeper.keep(env, rollout)
-        except (UsageError, PolicyFailure):
+        except (UsageError, PolicyFailure, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:  # SystemExit, and the panics of compiled libraries, are no Exception
             self.close()
-            row = broken(episode, type(error).__name__, " ".join(str(error).split()))
+            row = broken(episode, type(error).__name__, message_of(error))
             none = np.zeros((0, self._suite.action.dim), np.float32)
             return Rollout(row, (), none, none, traceback.format_exc())
         return self._filmed(env, rollout) if self._filming.wants(rollout.result) else rollout
@@ -333,8 +333,8 @@ class Stage:
         except KeyboardInterrupt:
             self.interrupted = True  # once the verdict is stored
             return rollout
-        except Exception as error:
-            said = f"{NOT_FILMED}{type(error).__name__}: {' '.join(str(error).split())}"
+        except BaseException as error:
+            said = f"{NOT_FILMED}{in_a_line(error)}"
             return rollout._replace(result=replace(result, message=said), trace=traceback.format_exc())
         return rollout._replace(result=replace(result, video=name))
 
@@ -370,9 +370,10 @@ class Stage:
             return
         try:
             env.close()
-        except Exception as error:
-            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            _LOG.warning("vla-bench: the environment of %s raised in close: %s", self._task, said)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            _LOG.warning("vla-bench: the environment of %s raised in close: %s", self._task, in_a_line(error))
         del env
         gc.collect()  # simulators hold cycles; the next scene must not come on top of this one
 

@@ -16,7 +16,7 @@ from vla_bench.config import RunConfig, describe, digest
 from vla_bench.errors import PolicyFailure, UsageError, unknown_name
 from vla_bench.gl import renderer, use_backend
 from vla_bench.inference import LocalPolicy, check_compatible
-from vla_bench.paths import absolute, returning
+from vla_bench.paths import absolute, home, returning
 from vla_bench.pixels import views_of
 from vla_bench.pool import Pool, WorkerSetup, worker_count
 from vla_bench.provenance import content_hash, gather
@@ -155,7 +155,7 @@ def anchored(config: RunConfig) -> RunConfig:
 
 def prepare(config: RunConfig, keeper: Keeper | None = None) -> Job:
     """Suite, policy and plan of the run. Raises UsageError for what the user can mend."""
-    located, folder, checkpoint = anchored(config), str(Path.cwd()), absolute(config.checkpoint)
+    located, folder, checkpoint = anchored(config), home(), absolute(config.checkpoint)
     suite = make_suite(config.suite, config.suite_args)
     episodes = plan(suite, config)
     workers = min(worker_count(config.workers), len(episodes))

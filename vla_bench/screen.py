@@ -77,12 +77,15 @@ def results() -> TextIO:
 
 
 @contextmanager
-def own_streams() -> Iterator[Screen]:
-    """Standard output is for `results` inside, and both streams are safe to print to."""
+def own_streams(for_good: bool = False) -> Iterator[Screen]:
+    """Standard output is for `results` inside, and both streams are safe to print to.
+
+    With `for_good` nothing is put back: what the end of the process prints is no result either.
+    """
     _open_closed_descriptors()
     before = sys.stdout, sys.stderr
     errors = cast(TextIO, Screen(sys.stderr or _nowhere()))
-    with _kept_apart(sys.stdout or _nowhere()) as stream:
+    with _kept_apart(sys.stdout or _nowhere(), for_good) as stream:
         screen = Screen(stream)
         _results.append(screen)
         sys.stdout = sys.stderr = errors
@@ -92,12 +95,13 @@ def own_streams() -> Iterator[Screen]:
             screen.flush()
             errors.flush()
             _results.remove(screen)
-            sys.stdout, sys.stderr = before
+            if not for_good:
+                sys.stdout, sys.stderr = before
 
 
 @contextmanager
-def _kept_apart(stdout: TextIO) -> Iterator[TextIO]:
-    """Standard output under another descriptor; its own one leads to standard error meanwhile."""
+def _kept_apart(stdout: TextIO, for_good: bool) -> Iterator[TextIO]:
+    """Standard output under another descriptor; its own one leads to standard error meanwhile, or for good."""
     if not _is_descriptor_1(stdout):
         yield stdout
         return
@@ -110,9 +114,11 @@ def _kept_apart(stdout: TextIO) -> Iterator[TextIO]:
     try:
         yield stream
     finally:
-        with suppress(OSError):
-            stream.flush()
-        os.dup2(kept, 1)
+        for one in (stream, stdout):  # what was printed to `sys.__stdout__` waits in the latter
+            with suppress(OSError, ValueError):
+                one.flush()
+        if not for_good:
+            os.dup2(kept, 1)
         with suppress(OSError):
             stream.close()
 
