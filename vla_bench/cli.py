@@ -135,7 +135,7 @@ class LeaderboardConfig(TakesPaths):
     out: UserPath | None = None
     """Write to this file instead, in the format of its ending: .csv, .html, .json, .md, .tex or .txt."""
     strict_renderer: bool = False
-    """Give runs whose pictures are not known to have the same pixels tables of their own; marked when absent."""
+    """Give runs whose pictures may have other pixels tables of their own; they are marked in one table when absent."""
 
 
 @dataclass(frozen=True)

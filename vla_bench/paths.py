@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class _Marker:
-    """Of annotations."""
+    """What marks the annotation of a path."""
 
 
 UserPath = Annotated[str, _Marker()]

@@ -110,7 +110,7 @@ def _kept_apart(stdout: TextIO, for_good: bool) -> Iterator[TextIO]:
     kept = os.dup(1)
     os.dup2(2, 1)
     buffering = 1 if stdout.isatty() else -1
-    stream = open(kept, "w", encoding=stdout.encoding, buffering=buffering)  # noqa: SIM115 a full disk fails its end
+    stream = open(kept, "w", encoding=stdout.encoding, buffering=buffering)  # noqa: SIM115 closing it fails on a full disk
     try:
         yield stream
     finally:
