@@ -13,7 +13,7 @@ help: ## say what there is
 
 setup: $(VENV)/.installed ## install vla-bench, the simulators and the tools into .venv
 
-$(VENV)/.installed: pyproject.toml scripts/setup.sh requirements/lock.txt requirements/installer.txt requirements/torch.txt
+$(VENV)/.installed: pyproject.toml scripts/setup.sh scripts/uv.sh requirements/lock.txt requirements/installer.txt requirements/torch.txt
 	PYTHON="$(PYTHON)" VENV="$(VENV)" sh scripts/setup.sh
 	touch $@
 

@@ -11,6 +11,8 @@ venv=$(mktemp -d)
 trap 'rm -rf "$venv"' EXIT
 "${PYTHON:-python3}" -m venv "$venv"
 "$venv/bin/python" -m pip install -qq uv
+. scripts/uv.sh
+unset UV_FIND_LINKS # the lock is of what everybody can get
 
 skip=''
 for package in torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cccl nvidia-cuda-crt \

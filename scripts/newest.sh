@@ -8,6 +8,7 @@ cd "$(dirname "$0")/.."
 venv=.venv-newest
 "${PYTHON:-python3}" -m venv "$venv"
 "$venv/bin/python" -m pip install -qq --require-hashes -r requirements/installer.txt
+. scripts/uv.sh
 "$venv/bin/uv" pip install --quiet --upgrade --python "$venv/bin/python" --editable '.[libero,robosuite,vla,data,dev]'
 
 echo "newest: not in the lock yet (nothing where the list is empty):"

@@ -22,18 +22,10 @@ command -v "$python" >/dev/null ||
 "$python" -m venv "$venv"
 pip="$venv/bin/python -m pip"
 
-# uv installs the lock in a tenth of pip's time. It does not read pip's configuration, so it is told where pip looks; where
-# it does not get through, pip installs the same files: the lock holds their hashes.
+# uv installs the lock in a tenth of pip's time; where it does not get through, pip installs the same files: the lock holds
+# their hashes.
 $pip install -qq --require-hashes -r requirements/installer.txt
-told_pip() { # told_pip ENVIRONMENT_VALUE NAME: what pip is told, by a variable or in its files
-    [ -n "$1" ] && echo "$1" || $pip config get "$2" 2>/dev/null || true
-}
-export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-$(told_pip "${PIP_INDEX_URL:-}" global.index-url)}"
-export UV_FIND_LINKS="${UV_FIND_LINKS:-$(told_pip "${PIP_FIND_LINKS:-}" global.find-links)}"
-[ -n "$UV_DEFAULT_INDEX" ] || unset UV_DEFAULT_INDEX
-[ -n "$UV_FIND_LINKS" ] || unset UV_FIND_LINKS
-[ -w "${HOME:-/nonexistent}" ] || export UV_NO_CACHE=1
-export UV_SYSTEM_CERTS="${UV_SYSTEM_CERTS:-true}" # as pip has them
+. scripts/uv.sh
 install() {
     "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" "$@" || {
         echo "setup: uv did not get through, see above; pip installs the same, which takes longer"
