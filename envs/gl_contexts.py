@@ -3,8 +3,8 @@
 * MuJoCo closes EGL's display when Python ends, in an `atexit` callback of its import. What Python deletes after that
   prints a traceback (`EGL_NOT_INITIALIZED`), so contexts are freed in a callback that runs before.
 * A driver keeps threads and locks that a forked process does not have: Mesa's llvmpipe waits for them for ever, in the
-  first picture and in closing the display. So a child of a process that has had a context makes none, and leaves
-  untouched those it inherited.
+  first picture, in closing the display and when the process ends. So a child of a process that has had a context makes
+  none, leaves untouched those it inherited, and ends without their libraries' last words.
 """
 
 from __future__ import annotations
@@ -68,3 +68,6 @@ def _leave_alone() -> None:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(context))
     if egl := sys.modules.get("mujoco.egl"):
         atexit.unregister(egl.EGL.eglTerminate)
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "on_exit"):  # glibc's: OSMesa's own end, registered before the fork, is then not come to
+        libc.on_exit(ctypes.cast(libc._exit, ctypes.c_void_p), None)
