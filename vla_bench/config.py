@@ -8,7 +8,6 @@ import hashlib
 import inspect
 import io
 import json
-import math
 import os
 import re
 from collections import Counter
@@ -30,6 +29,7 @@ MOST_WEIGHT = 1e6
 """Largest rate of an ensemble's weights: far below it already, one prediction has all the weight."""
 
 _LONGEST_PART = 80  # of the name of a run's folder, letters
+_LONGEST_TIMEOUT_S = 1e6
 
 Scalar = str | int | float | bool | None
 
@@ -91,8 +91,8 @@ class RunConfig(TakesPaths):
         _require(self.first_trial >= 0, "--first-trial", self.first_trial, "at least 0")
         _require(0 <= self.seed < 2**63, "--seed", self.seed, "at least 0 and below 2^63")
         _require(self.batch_size >= 1, "--batch-size", self.batch_size, "at least 1")
-        in_time = self.timeout is None or 0 < self.timeout < math.inf
-        _require(in_time, "--timeout", self.timeout, "more than 0 seconds")
+        in_time = self.timeout is None or 0 < self.timeout <= _LONGEST_TIMEOUT_S
+        _require(in_time, "--timeout", self.timeout, "more than 0 and at most 1e+06 seconds")
         for name in ("ensemble_decay", "ensemble_alpha"):
             value = getattr(self, name)
             _require(abs(value) <= MOST_WEIGHT, f"--{name.replace('_', '-')}", value, f"within ±{MOST_WEIGHT:g}")
