@@ -146,7 +146,7 @@ def test_a_cache_that_cannot_be_written_is_a_note_and_without_a_temporary_folder
     machine()
     (tmp_path / "file").touch()
     monkeypatch.setattr(doctor, "usual_caches", lambda: [tmp_path / "file" / "numba"])
-    assert "can be written: every run compiles anew" in findings(None)["numba cache"].detail
+    assert "can be written: a private folder of " in findings(None)["numba cache"].detail
     monkeypatch.setattr(doctor, "temporary_folder", lambda: None)
     assert findings(False)["numba cache"].fix == "export NUMBA_CACHE_DIR=FOLDER"
 

@@ -201,7 +201,7 @@ def _numba_cache() -> Check:
     nowhere, fix = f"none of {', '.join(map(str, places))} can be written", "export NUMBA_CACHE_DIR=FOLDER"
     if temporary_folder() is None:
         return Check("numba cache", False, f"robosuite cannot be imported: {nowhere}, nor a temporary folder", fix)
-    return Check("numba cache", None, f"{nowhere}: every run compiles anew, into a temporary folder", fix)
+    return Check("numba cache", None, f"{nowhere}: a private folder of {temporary_folder()} takes their place", fix)
 
 
 _ASK_LIBERO = """
