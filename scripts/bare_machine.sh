@@ -23,8 +23,8 @@ esac
 root=/mnt
 mount -t tmpfs -o size=12g,mode=755 bare "$root"
 mmdebstrap --quiet --variant=minbase --include="$packages" bookworm "$root"
-echo "bare_machine: $(. "$root/etc/os-release" && echo "$PRETTY_NAME"), $state of OpenGL: $(
-    chroot "$root" dpkg --list | awk '/^ii +lib(egl1|egl-mesa0|osmesa6|gl1|glx0)[: ]/ { print $2, $3 }' | tr '\n' ' ')"
+gl=$(chroot "$root" dpkg --list | awk '/^ii +lib(egl1|egl-mesa0|osmesa6|gl1|glx0)[: ]/ { print $2, $3 }' | tr '\n' ' ')
+echo "bare_machine: $(. "$root/etc/os-release" && echo "$PRETTY_NAME"), of OpenGL: ${gl:-nothing}"
 
 git clone --quiet . "$root/srv/vla-bench"
 chroot "$root" useradd --create-home someone

@@ -12,13 +12,13 @@ venv=.venv-newest
 "$venv/bin/uv" pip install --quiet --upgrade --python "$venv/bin/python" --editable '.[libero,robosuite,vla,data,dev]'
 
 echo "newest: not in the lock yet (nothing where the list is empty):"
-"$venv/bin/uv" pip freeze --python "$venv/bin/python" | sed 's/+.*//' | sort >"$venv/newest"
+"$venv/bin/uv" pip freeze --python "$venv/bin/python" 2>/dev/null | sed 's/+.*//' | sort >"$venv/newest"
 sed -n 's/^\([a-z0-9-]*==[^ ]*\).*/\1/p' requirements/lock.txt requirements/torch.txt requirements/installer.txt |
-    sort | comm -23 "$venv/newest" - | grep -v -E '^(nvidia|cuda|triton|-e)' || true
+    sort | comm -23 "$venv/newest" - | grep -v -E '^(nvidia|cuda|triton|pip=|-e)' || true
 
 VENV=$venv sh scripts/smoke.sh
 "$venv/bin/pytest" -n 2 --dist loadscope -m "not slow and not sim" \
     tests/test_openvla.py tests/test_pi0.py tests/test_pi0_model.py tests/test_reconvla.py tests/test_reconvla_model.py \
-    tests/test_diffusion_policy.py tests/test_diffusion_policy_model.py tests/test_store.py tests/test_tables.py \
-    tests/test_report.py tests/test_plots.py tests/test_cli.py tests/test_video.py tests/test_collect.py tests/test_train.py tests/test_checkpoints.py \
-    tests/test_stats*.py
+    tests/test_diffusion_policy.py tests/test_diffusion_policy_model.py tests/test_train.py tests/test_checkpoints.py \
+    tests/test_store.py tests/test_tables.py tests/test_report.py tests/test_plots.py tests/test_cli.py tests/test_video.py \
+    tests/test_collect.py tests/test_stats*.py
