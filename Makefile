@@ -38,10 +38,10 @@ $(VENV)/.tests-installed: $(VENV)/.installed scripts/setup_tests.sh scripts/lero
 	touch $@
 
 test: setup-tests ## run the tests, those that need a simulator included
-	$(BIN)/pytest -n auto --dist loadscope --no-loadscope-reorder -m "not slow"
+	$(BIN)/pytest -n auto --dist loadscope --no-loadscope-reorder --durations 25 -m "not slow"
 
 test-slow: setup-tests ## run the tests that `make test` leaves out because they take long (PART=2/10: a tenth of them)
-	$(BIN)/pytest -n auto --dist loadscope --no-loadscope-reorder -m slow $(if $(PART),--part $(PART))
+	$(BIN)/pytest -n auto --dist loadscope --no-loadscope-reorder --durations 25 -m slow $(if $(PART),--part $(PART))
 
 test-newest: ## run what leans on other packages with the newest release of each that pyproject.toml allows
 	PYTHON="$(PYTHON)" sh scripts/newest.sh
