@@ -18,7 +18,6 @@ sed -n 's/^\([a-z0-9-]*==[^ ]*\).*/\1/p' requirements/lock.txt requirements/torc
 
 VENV=$venv sh scripts/smoke.sh
 "$venv/bin/pytest" -n 2 --dist loadscope -m "not slow and not sim" \
-    tests/test_openvla.py tests/test_pi0.py tests/test_pi0_model.py tests/test_reconvla.py tests/test_reconvla_model.py \
-    tests/test_diffusion_policy.py tests/test_diffusion_policy_model.py tests/test_train.py tests/test_checkpoints.py \
-    tests/test_store.py tests/test_tables.py tests/test_report.py tests/test_plots.py tests/test_cli.py tests/test_video.py \
-    tests/test_collect.py tests/test_stats*.py
+    tests/test_openvla.py tests/test_pi0_model.py tests/test_reconvla_model.py tests/test_diffusion_policy_model.py \
+    tests/test_checkpoints.py tests/test_store.py tests/test_tables.py tests/test_plots.py tests/test_cli.py \
+    tests/test_video.py tests/test_collect.py tests/test_stats*.py

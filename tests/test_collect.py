@@ -486,7 +486,10 @@ def test_pictures_do_not_change_when_masks_are_painted() -> None:
 
 
 @pytest.mark.sim
-@pytest.mark.parametrize(("suite_name", "task"), [("robosuite", "NutAssemblySquare"), ("libero_spatial", "0")])
+@pytest.mark.parametrize(
+    ("suite_name", "task"),
+    [("robosuite", "NutAssemblySquare"), pytest.param("libero_spatial", "0", marks=pytest.mark.slow)],
+)
 def test_painting_only_what_moved_changes_no_pixel(suite_name: str, task: str) -> None:
     """In scenes with many mirrors and with one; tests/test_envs_truth.py compares with upstream's own pictures."""
     made = make_suite(suite_name, ["resolution=96"])

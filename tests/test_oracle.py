@@ -135,7 +135,9 @@ def test_oracle_gives_up_after_so_much_planning(env: Any, monkeypatch: pytest.Mo
         pytest.param("libero_goal", "turn_on_the_stove", marks=pytest.mark.slow),
         pytest.param("libero_goal", "put_the_bowl_on_the_stove", marks=pytest.mark.slow),
         pytest.param("libero_goal", "open_the_middle_drawer_of_the_cabinet", marks=pytest.mark.slow),
-        ("libero_goal", "push_the_plate_to_the_front_of_the_stove"),  # slid: its rim cannot be gripped
+        pytest.param(  # slid: its rim cannot be gripped
+            "libero_goal", "push_the_plate_to_the_front_of_the_stove", marks=pytest.mark.slow
+        ),
         pytest.param(  # too tall to stand in there
             "libero_90", "KITCHEN_SCENE5_put_the_ketchup_in_the_top_drawer_of_the_cabinet", marks=pytest.mark.slow
         ),
