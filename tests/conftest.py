@@ -14,10 +14,12 @@ import pytest
 
 from vla_bench.errors import UsageError
 from vla_bench.gl import use_backend
+from vla_bench.simulators import use_numba_cache
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 with contextlib.suppress(UsageError):  # without one, the tests that need no simulator still run
     use_backend()
+    use_numba_cache()  # for tests that import robosuite themselves, and for their child processes
 
 
 LONG = ("test_envs", "test_envs_truth", "test_oracle", "test_benchmarks", "test_tiny", "test_report", "test_runner")
