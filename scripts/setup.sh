@@ -26,8 +26,9 @@ pip="$venv/bin/python -m pip"
 # their hashes.
 $pip install -qq --require-hashes -r requirements/installer.txt
 . scripts/uv.sh
+# Bytecode is made now: a virtual environment that root set up for others can be written to by nobody later.
 install() {
-    "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" "$@" || {
+    "$venv/bin/uv" pip install --quiet --compile-bytecode --python "$venv/bin/python" "$@" || {
         echo "setup: uv did not get through, see above; pip installs the same, which takes longer"
         $pip install -qq "$@"
     }
