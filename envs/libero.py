@@ -38,7 +38,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vla_bench.errors import MissingPackage, UsageError, install_command
+from vla_bench.errors import MissingPackage, UsageError, in_a_line, install_command
 from vla_bench.gl import insist_on_library
 from vla_bench.simulators import insist_on_versions, installed_version, use_numba_cache
 from vla_bench.types import Camera, Quality, Suite, Task
@@ -332,10 +332,9 @@ def import_libero() -> Any:
 
 
 def _not_importable(error: Exception) -> UsageError:
-    said = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".")
     return UsageError(
-        f"The installed LIBERO ({title()}) cannot be imported ({said}): install what it needs, or one that needs no "
-        f"more with: {install_command('libero', DISTRIBUTIONS)}"
+        f"The installed LIBERO ({title()}) cannot be imported ({in_a_line(error)}): install what it needs, or "
+        f"one that needs no more with: {install_command('libero', DISTRIBUTIONS)}"
     )
 
 
@@ -419,7 +418,7 @@ def _folder(get_path: Callable[[str], str], key: str, file: Path) -> Path:
     try:
         folder = Path(get_path(key))
     except Exception as error:  # a YAML file may hold anything
-        said = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".")
+        said = in_a_line(error)
         raise UsageError(f"LIBERO's {key} cannot be found: {file} does not list its folders ({said}).") from error
     if folder.is_dir():
         return folder

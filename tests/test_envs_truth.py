@@ -157,7 +157,6 @@ if __name__ == "__main__":  # before vla_bench is imported
 
 from vla_bench.gl import use_backend  # noqa: E402
 from vla_bench.registry import SUITES, make_suite  # noqa: E402
-from vla_bench.simulators import use_numba_cache  # noqa: E402
 from vla_bench.types import Episode, Float32, Frame  # noqa: E402
 
 core = importlib.import_module("vla_bench.envs.robosuite_core")
@@ -322,7 +321,6 @@ class Upstream:
 
     def __init__(self, folder: Path) -> None:
         use_backend()
-        use_numba_cache()  # upstream's process inherits it
         self._file = folder / "upstream.npz"
         self._process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1

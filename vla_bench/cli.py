@@ -572,8 +572,8 @@ def _suite_row(name: str, alias: str) -> dict[str, Any]:
         "suite": name,
         "alias": alias,
         "tasks": len(suite.tasks),
-        "trials": suite.tasks[0].trials if suite.tasks else 0,
-        "max_steps": max((task.max_steps for task in suite.tasks), default=0),
+        "trials": suite.tasks[0].trials,
+        "max_steps": max(task.max_steps for task in suite.tasks),
         "control_hz": suite.control_hz,
         "about": suite.about,
     }

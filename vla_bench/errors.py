@@ -55,16 +55,20 @@ def install_command(extra: str, anew: Iterable[str] = ()) -> str:
 
 def _asked_for(extra: str) -> list[Requirement]:
     """What that extra adds to vla-bench on this Python, extras it is made of included; empty without its metadata."""
-    from packaging.requirements import Requirement
-
-    try:
-        lines = [Requirement(line) for line in metadata.requires("vla-bench") or []]
-    except metadata.PackageNotFoundError:
-        return []
-    added = [one for one in lines if one.marker and one.marker.evaluate({"extra": extra})
+    added = [one for one in declared_requirements() if one.marker and one.marker.evaluate({"extra": extra})
              and not one.marker.evaluate({"extra": ""})]  # fmt: skip
     inner = [more for one in added if one.name == "vla-bench" for name in one.extras for more in _asked_for(name)]
     return [*(one for one in added if one.name != "vla-bench"), *inner]
+
+
+def declared_requirements() -> list[Requirement]:
+    """What the installed vla-bench asks for, with all extras; empty when it is not installed."""
+    from packaging.requirements import Requirement
+
+    try:
+        return [Requirement(line) for line in metadata.requires("vla-bench") or []]
+    except metadata.PackageNotFoundError:
+        return []
 
 
 def _is_here(wanted: Requirement) -> bool:

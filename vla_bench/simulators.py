@@ -22,12 +22,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from vla_bench.errors import UsageError
+from vla_bench.errors import UsageError, declared_requirements
 
-_OURS = "vla-bench"
 _ROBOSUITE_LOG = "/tmp/robosuite.log"
 
 
@@ -53,12 +51,9 @@ KNOWN_BAD = (
 
 def requirements(extra: str) -> dict[str, SpecifierSet]:
     """What the installed vla-bench asks for with that extra ("" for none); empty when it is not installed."""
-    try:
-        lines = metadata.requires(_OURS) or []
-    except metadata.PackageNotFoundError:
-        return {}
-    asked = [Requirement(line) for line in lines]
-    return {r.name: r.specifier for r in asked if r.marker is None or r.marker.evaluate({"extra": extra})}
+    return {
+        r.name: r.specifier for r in declared_requirements() if r.marker is None or r.marker.evaluate({"extra": extra})
+    }
 
 
 def pin(package: str) -> SpecifierSet:

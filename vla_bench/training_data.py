@@ -194,24 +194,17 @@ def read_training_data(paths: Sequence[str], suite_name: str | None = None) -> T
     for source in sources:
         _check_fit(source, suite, suite_name or str(sources[0].path))
     trajectories = tuple(one for source in sources for one in source.trajectories)
-    if twice := _doubled(trajectories):
+    if twice := _doubled(suite, trajectories):
         raise UsageError(f"{twice} episodes are there twice; name every collection once.")
     return TrainingData(suite, trajectories)
 
 
-def _doubled(trajectories: Sequence[Trajectory]) -> int:
+def _doubled(suite: Suite, trajectories: Sequence[Trajectory]) -> int:
     """How many are copies of others. An episode's name alone does not tell: other arguments of the suite, or other
     noise, make other demonstrations of it."""
     named = Counter(one.episode for one in trajectories)
     again = [one for one in trajectories if named[one.episode] > 1]
-    return len(again) - len({_digest(one) for one in again})
-
-
-def _digest(trajectory: Trajectory) -> bytes:
-    digest = hashlib.sha256()
-    for part in trajectory.content():
-        digest.update(part)
-    return digest.digest()
+    return len(again) - len({TrainingData(suite, (one,)).sha256 for one in again})
 
 
 def _check_fit(source: _Source, wanted: Suite, whose: str) -> None:
