@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import fakes
+import gymnasium
 import numpy as np
 import pytest
 
 from vla_bench.chunking import AdaptiveEnsemble, RecedingHorizon, TemporalEnsemble
 from vla_bench.errors import PolicyFailure, UsageError
 from vla_bench.inference import COLD_CALLS, LocalPolicy, check_compatible
-from vla_bench.rollout import Actor, Rollout, Stage, inference_seed
-from vla_bench.types import Camera, Episode
+from vla_bench.rollout import Actor, Rollout, Stage, inference_seed, out_of_bounds
+from vla_bench.types import Camera, Env, Episode, Task
 
 SUITE = fakes.suite()
 EPISODE = Episode("toy", "east", 3, seed=7)
@@ -37,6 +39,32 @@ def test_the_recorded_actions_are_those_executed(chunking: object) -> None:
     assert len(rollout.actions) == rollout.result.steps == sum(call.executed for call in rollout.inferences)
     assert replayed(rollout)[0] > 5
     assert replayed(rollout._replace(actions=rollout.actions[:-1]))[0] <= 5
+
+
+BOUNDED = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+
+def test_steps_whose_action_lies_outside_the_action_space_are_counted_and_rounding_is_not() -> None:
+    actions = np.float32([[1, -1], [1.0000001, -1.005], [1.02, 0], [0, -3e38], [3e38, -3e38]])
+    assert out_of_bounds(BOUNDED, actions) == 3
+    assert out_of_bounds(gymnasium.spaces.Box(-np.inf, np.inf, (2,)), actions) == 0
+    assert out_of_bounds(None, actions) is out_of_bounds(gymnasium.spaces.Discrete(4), actions) is None
+    assert out_of_bounds(gymnasium.spaces.Box(-1, 1, (7,)), actions) is None
+
+
+@pytest.mark.parametrize(("speed", "counted"), [(0.5, 0), (1.5, 4)])
+def test_a_row_says_how_many_of_its_executed_actions_were_out_of_bounds(speed: float, counted: int) -> None:
+    class Bounded(fakes.ToyEnv):
+        action_space = BOUNDED
+
+    def make_env(task: Task, cameras: Sequence[str]) -> Env:
+        return Bounded(task, cameras, None, "")
+
+    actor = Actor(LocalPolicy(fakes.Walker(SUITE, speed, chunk=16)), RecedingHorizon())
+    row = Stage(replace(SUITE, make_env=make_env), ["eye"], actor).play(EPISODE).result
+    assert row.success
+    assert row.out_of_bounds == counted, f"of {row.steps} played, those beyond the success not counted"
+    assert play(fakes.Walker(SUITE, speed)).result.out_of_bounds is None, "the toy has no action space"
 
 
 def test_an_episode_ends_at_success_in_the_middle_of_a_chunk() -> None:

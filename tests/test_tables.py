@@ -93,6 +93,19 @@ def test_loading_what_is_no_run_is_a_usage_error(tmp_path: Path) -> None:
         tables.load_summary(tmp_path)
 
 
+def test_actions_out_of_bounds_are_a_column_and_a_sentence_where_there_were_any(tmp_path: Path) -> None:
+    old = [result(0, steps=10), result(1, steps=10)]
+    within = [replace(row, out_of_bounds=0) for row in old]
+    some = [old[0], replace(old[1], out_of_bounds=4), replace(result(2, steps=30), out_of_bounds=0)]
+    for rows in (old, within):
+        assert "bounds" not in render_text(summary_of(INFO, episodes_of(rows), timed([])))
+    path = saved(tmp_path, some)
+    frame = tables.load(path)
+    assert frame["out_of_bounds"].tolist() == [pd.NA, 4, 0]
+    for text in (render_text(tables.load_summary(path)), render_markdown(tables.load_summary(path))):
+        assert "4 of 40 control steps (10.0 %) had an action outside the bounds" in text
+
+
 # --- latency ---
 
 

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -38,6 +38,7 @@ from vla_bench.types import (
 from vla_bench.video import EVERY, FOLDER, NOT_FILMED, Caption, chunk_starts, stem, write_film
 
 _LOG = logging.getLogger("vla_bench")
+_BOUNDS_TOLERANCE = 0.01  # of half the range: twice what bfloat16 rounds by just below 1
 
 
 class Answer(NamedTuple):
@@ -174,6 +175,7 @@ def run_episode(env: Env, actor: Actor, episode: Episode, control_hz: float, sta
         if after.instruction_changed:
             actor.renew()
         observation = after.observation
+    played, intended = map(np.concatenate, (actor.played, actor.intended))
     result = EpisodeResult(
         suite=episode.suite,
         task=episode.task,
@@ -195,9 +197,20 @@ def run_episode(env: Env, actor: Actor, episode: Episode, control_hz: float, sta
         scene_fingerprint=scene,
         final_fingerprint=env.fingerprint(),
         subgoals=tally.subgoals,
+        out_of_bounds=out_of_bounds(getattr(env, "action_space", None), played),
     )
-    played, intended = map(np.concatenate, (actor.played, actor.intended))
     return Rollout(result, actor.inferences, played, intended)
+
+
+def out_of_bounds(space: Any, actions: Float32) -> int | None:
+    """How many of the (n, A) actions lie outside that `gymnasium.spaces.Box` by more than rounding explains; None where
+    it is no such space.
+    """
+    low: Any = getattr(space, "low", None)
+    if np.shape(low) != actions.shape[1:]:
+        return None
+    slack = _BOUNDS_TOLERANCE * (space.high - low) / 2
+    return int(((actions < low - slack) | (actions > space.high + slack)).any(axis=1).sum())
 
 
 @dataclass

@@ -109,7 +109,7 @@ class RunSummary:
     cause: str = ""
     """The first error that left an episode without a verdict, and where its traceback is."""
     notes: tuple[str, ...] = ()
-    """How the duel ended that played the run."""
+    """How the duel ended that played the run; how many actions were out of bounds, if any."""
     pixels: str = ""
     """A sentence, after the mark that the tables' headers have, when not all pixels are known to be the same."""
 
@@ -121,7 +121,7 @@ class RunSummary:
 def load(path: str | Path) -> pd.DataFrame:
     """The episodes of a run, one row each, in the suite's order of tasks, whatever the order they were finished in.
 
-    `success` is <NA> where there is no verdict. Raises UsageError.
+    `success` is <NA> where there is no verdict, `out_of_bounds` where it was not counted. Raises UsageError.
     """
     import pandas as pd
 
@@ -129,7 +129,7 @@ def load(path: str | Path) -> pd.DataFrame:
     place = _places(store.read_info(path))
     results = sorted(store.read_episodes(path), key=lambda row: place.get(row.task, 0))
     rows = [{name: utf8(getattr(result, name)) for name in columns} for result in results]
-    return pd.DataFrame(rows, columns=columns).astype({"success": "boolean"})
+    return pd.DataFrame(rows, columns=columns).astype({"success": "boolean", "out_of_bounds": "Int64"})
 
 
 def utf8(value: T) -> T | str:
@@ -178,6 +178,18 @@ def _duel_note(ending: object) -> str:
     return f"{who} ended as soon as they differed enough, after {seen} of {planned} pairs: {too_sure}"
 
 
+def _bounds_notes(episodes: pd.DataFrame) -> list[str]:
+    """A sentence on the actions that the robot could not do as asked, if there were any."""
+    counted = episodes[episodes["out_of_bounds"].notna()]
+    outside, steps = int(counted["out_of_bounds"].sum()), int(counted["steps"].sum())
+    if not outside:
+        return []
+    return [
+        f"{outside:,} of {steps:,} control steps ({100 * outside / steps:.1f} %) had an action outside the bounds of "
+        "the action space, which most simulators clip."
+    ]
+
+
 def load_summary(path: str | Path) -> RunSummary:
     """The summary of the run in that directory. Raises UsageError."""
     summary = summary_of(store.read_info(path), load(path), store.read_inferences(path))
@@ -201,7 +213,7 @@ def summary_of(info: RunInfo, episodes: pd.DataFrame, inferences: pd.DataFrame) 
         chains=chain_summary(episodes),
         grounding=grounding(inferences, episodes),
         cause=_cause_in(episodes),
-        notes=tuple(stopping_notes([info])),
+        notes=(*stopping_notes([info]), *_bounds_notes(episodes)),
         pixels=pixels_sentence(within(drawn), {"this run": drawn}),
     )
 

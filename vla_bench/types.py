@@ -151,6 +151,9 @@ class EpisodeResult:
     pictures are not MuJoCo's."""
     render_probe: str = ""
     """Hash of a probe scene, rendered by the same renderer (`vla_bench.pixels`)."""
+    out_of_bounds: int | None = None
+    """Control steps whose action lay outside the environment's action space: robosuite and LIBERO clip such an action,
+    CALVIN plays it. None where it is not known: in rows of older runs, and where there is no such space."""
 
     @property
     def episode(self) -> Episode:
