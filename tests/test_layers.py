@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 LAYERS = (
-    {"types", "errors", "screen", "paths"},
+    {"types", "errors", "screen", "paths", "files", "lock"},
     {"learning"},
     {
         "config",

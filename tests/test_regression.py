@@ -384,7 +384,7 @@ def test_update_says_what_it_replaces(runs: Path, capsys: pytest.CaptureFixture[
         (["good", "--baseline", "base.jsonl", "--max-latency-ratio", "0"], "--max-latency-ratio should be more than 0"),
         (
             ["good", "--baseline", "base.jsonl", "--junit", "good/run.json/x.xml"],
-            "Could not write good/run.json/x.xml: ",
+            "Could not write to good/run.json/x.xml (Not a directory): ",
         ),
     ],
 )

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vla_bench import store
+from vla_bench import files, store
 from vla_bench.errors import UsageError
 from vla_bench.store import RunInfo, RunStore, read_actions, read_episodes, read_inferences, read_info, record_actions
 from vla_bench.types import Episode, EpisodeResult, Inference
@@ -295,21 +295,18 @@ def killed_at(path: Path, appends: int, half: bool) -> None:
     if child := os.fork():
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
         return
-    append_line, count = store._append_line, 0
+    append, count = files.append, 0
 
-    def dying(file: Path, record: dict[str, object]) -> None:
+    def dying(file: Path, line: bytes) -> int:
         nonlocal count
         count += 1
-        if half and count == appends:
-            with open(file, "ab") as stream:
-                stream.write(json.dumps(record).encode()[:40])
-        else:
-            append_line(file, record)
+        size = append(file, line[:40] if half and count == appends else line)
         if count == appends:
             os.kill(os.getpid(), signal.SIGKILL)
+        return size
 
     try:
-        store._append_line = dying  # type: ignore[assignment]
+        store.append = dying
         run = RunStore.open(path, INFO)
         for trial in range(9):
             run.append(result(trial), calls(trial, latency_ms=100.0))

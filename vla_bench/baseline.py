@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vla_bench.errors import UsageError
+from vla_bench.errors import UsageError, unwritable
+from vla_bench.files import make_folder, write_whole
 from vla_bench.pairing import counted, episode_name, machine, policy_title
-from vla_bench.store import KEY, RunInfo, modern_protocol, read_inferences, read_info, replacing
+from vla_bench.store import KEY, RunInfo, modern_protocol, read_inferences, read_info
 from vla_bench.tables import latency, load
 
 if TYPE_CHECKING:
@@ -117,11 +118,10 @@ def write_baseline(baseline: Baseline, file: str | Path) -> None:
     header = {"baseline": FORMAT, **asdict(replace(baseline, episodes=())), "episodes": len(baseline.episodes)}
     lines = [json.dumps(line, separators=(",", ":")) for line in (header, *map(_line, baseline.episodes))]
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as temporary:
-            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        make_folder(file.parent)
+        write_whole(file, ("\n".join(lines) + "\n").encode())
     except OSError as error:
-        raise UsageError(f"Could not write the baseline {file}: {error.strerror or error}.") from error
+        raise unwritable(file, error) from error
 
 
 def _line(episode: BaselineEpisode) -> dict[str, object]:

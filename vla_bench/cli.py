@@ -31,6 +31,7 @@ from vla_bench.errors import (
     check_ending,
     too_many_files,
     unknown_name,
+    unwritable,
 )
 from vla_bench.paths import TakesPaths, UserPath, returning
 from vla_bench.types import EpisodeResult
@@ -439,12 +440,18 @@ def _update_baseline(config: CheckConfig) -> int:
 
 
 def _write(file: Path, text: str, mode: str) -> None:
+    """Replaces the file, all at once, or with "a" appends to it. Raises UsageError."""
+    from vla_bench.files import make_folder, write_whole
+
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open(mode, encoding="utf-8") as stream:
+        make_folder(file.parent)
+        if mode == "w" and (file.is_file() or not file.exists()):
+            write_whole(file.resolve(), text.encode("utf-8", "backslashreplace"))  # of a link, what it leads to
+            return
+        with file.open(mode, encoding="utf-8", errors="backslashreplace") as stream:
             stream.write(text)
     except OSError as error:
-        raise UsageError(f"Could not write {file}: {error.strerror or error}.") from error
+        raise unwritable(file, error) from error
 
 
 def _leaderboard(arguments: list[str]) -> int:

@@ -25,8 +25,8 @@ import numpy as np
 
 from vla_bench.demonstrations import Demonstration
 from vla_bench.errors import MissingPackage, UsageError
+from vla_bench.files import replacing
 from vla_bench.recording import Beginning, Recorded
-from vla_bench.store import replacing
 from vla_bench.types import Episode, Suite, Task
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_bench.errors import UsageError
+from vla_bench.errors import UsageError, unwritable
+from vla_bench.files import make_folder, replacing
 from vla_bench.rollout import Rollout
-from vla_bench.store import replacing
 from vla_bench.types import Env, Episode, Float32, Image, Mask, Recorder, Shot
 from vla_bench.video import stem
 
@@ -186,11 +186,11 @@ def save_part(file: Path, demo: Demonstration) -> None:
         arrays[f"ends/{name}"] = np.cumsum([len(png) for png in view.png])
         arrays[f"masks/{name}"], arrays[f"boxes/{name}"] = view.packed_masks, view.boxes
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent)
         with replacing(file) as temporary, temporary.open("wb") as stream:
             np.savez(stream, allow_pickle=False, **arrays)
     except OSError as error:
-        raise UsageError(f"Could not write {file} ({error.strerror or error}): free some space.") from error
+        raise unwritable(file, error) from error
 
 
 def load_part(file: Path) -> Demonstration:

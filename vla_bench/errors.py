@@ -116,3 +116,27 @@ def too_many_files(error: OSError, advice: str = "") -> UsageError:
     if error.errno == errno.ENFILE:
         return UsageError("This machine may open no more files: end other programs.")
     return UsageError(f"This process may open no more files (ulimit -n): {advice}allow more with ulimit -n 1024.")
+
+
+_ADVICE = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "your quota there is used up, delete something",
+    errno.EFBIG: "files may not grow that large here, see ulimit -f",
+    errno.EROFS: "that disk can only be read, choose another place",
+    errno.EACCES: "you may not write there, choose another place",
+    errno.EPERM: "you may not write there, choose another place",
+    errno.EIO: "the disk is failing, see dmesg and choose another place",
+    errno.ENOENT: "a folder of that path is missing, choose another place",
+    errno.ENOTDIR: "a part of that path is a file, choose another place",
+    errno.EISDIR: "that is a folder, choose another place",
+    errno.ESTALE: "the network disk has lost it, mount it again",
+    errno.ENOTCONN: "the disk is no longer mounted, mount it again",
+}
+
+
+def unwritable(file: object, error: OSError, then: str = "") -> UsageError:
+    """An error for a file that the system did not take, with what to do about that reason; `then` ends the sentence."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return too_many_files(error)
+    advice = _ADVICE.get(error.errno or 0, "choose another place")
+    return UsageError(f"Could not write to {file} ({error.strerror or error}): {advice}{then}.")

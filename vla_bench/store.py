@@ -9,6 +9,7 @@ the spool into the parquet file; readers see the same table before, during and a
 from __future__ import annotations
 
 import difflib
+import io
 import json
 import math
 import os
@@ -23,7 +24,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 
 from vla_bench.config import digest
-from vla_bench.errors import WHERE_IT_RUNS, UsageError
+from vla_bench.errors import UsageError, unwritable
+from vla_bench.files import append, remove, temporary_of, write_whole
+from vla_bench.lock import LOCK, STAND_IN, Found, Lock, take
 from vla_bench.renderers import without_renderer
 from vla_bench.types import Episode, EpisodeResult, Float32, Inference
 
@@ -40,7 +43,6 @@ INFERENCES = "inferences.parquet"
 ACTIONS = "actions.jsonl"
 VIDEOS = "videos"
 ERRORS = "errors.log"
-LOCK = ".lock"
 KEY = tuple(field.name for field in fields(Episode))
 """The columns that identify an episode, in episodes and inferences alike."""
 INFERENCE_DTYPES = {
@@ -87,8 +89,8 @@ class Protocol(NamedTuple):
 class RunStore:
     """The one writer of a run directory. `notes` collects sentences for the screen."""
 
-    def __init__(self, path: Path, info: RunInfo, previous: RunInfo | None, lock: int) -> None:
-        self.path, self.info, self.notes = path, _continued(info, previous), list[str]()
+    def __init__(self, path: Path, info: RunInfo, previous: RunInfo | None, lock: Lock) -> None:
+        self.path, self.info, self.notes = path, _continued(info, previous), list(filter(None, [lock.note]))
         self.previous = previous
         """What run.json said before a resume."""
         self._lock = lock
@@ -96,6 +98,8 @@ class RunStore:
             self.notes.append(f"{path / EPISODES} ended in half a line, now cut off: that episode runs again.")
         _mend(path / SPOOL)
         self._results = _results(path, self.info)
+        self._sizes = {name: _size(path / name) for name in (EPISODES, SPOOL)}
+        """Of what only this process appends to."""
         self._write_info()
 
     @classmethod
@@ -105,13 +109,13 @@ class RunStore:
         Raises UsageError when the directory is not a run, holds another run, or another process is writing to it.
         """
         path = Path(path)
-        with _failure(path, "choose another --out"):
+        with _failure(path):
             _refuse_foreign(path)
-            lock = _take_lock(path)
+            lock = take(path)
             try:
                 return cls(path, info, _previous(path, info, overwrite), lock)
             except BaseException:
-                os.close(lock)
+                lock.release()
                 raise
 
     def append(self, result: EpisodeResult, inferences: Sequence[Inference]) -> None:
@@ -127,6 +131,7 @@ class RunStore:
             self._append_line(SPOOL, spooled)
         self._append_line(EPISODES, row)
         self._results[result.episode] = result
+        self.insist_in_place()
 
     def done(self) -> set[Episode]:
         """The episodes that have a verdict."""
@@ -137,9 +142,11 @@ class RunStore:
         return [self._results[episode] for episode in episodes if episode in self._results]
 
     def log_error(self, heading: str, trace: str) -> None:
-        """Keeps a traceback for whoever wants to mend what broke."""
-        with _failure(self.path / ERRORS, "free some space"), (self.path / ERRORS).open("ab") as log:
-            log.write(f"{heading}\n{trace}\n".encode("utf-8", "backslashreplace"))  # file names may be no UTF-8
+        """Keeps a traceback for whoever wants to mend what broke; where that fails, a note."""
+        try:
+            append(self.path / ERRORS, f"{heading}\n{trace}\n".encode("utf-8", "backslashreplace"))  # names of files
+        except OSError as error:
+            self.notes.append(str(unwritable(self.path / ERRORS, error)))
 
     def keep_provenance(self) -> None:
         """Puts back what run.json said before this session, which played nothing."""
@@ -152,35 +159,62 @@ class RunStore:
         self.info = replace(self.info, provenance={**self.info.provenance, **facts})
         self._write_info()
 
-    def close(self) -> None:
-        """Folds the spool into inferences.parquet and lets go of the run. A failure is noted and loses nothing."""
-        if self._lock < 0:
+    def insist_in_place(self) -> None:
+        """Raises UsageError, telling what is lost, when the run is not where it was or not as this process left it."""
+        if self._is_in_place():
             return
-        import fcntl
+        found = self._lock.find()
+        whole = self._sizes == {name: _size(name, found.folder) for name in self._sizes}
+        raise UsageError(f"{self.path} {_what_became(found, whole, len(self._results))}")
 
+    def _is_in_place(self) -> bool:
+        found = self._lock.find()
+        return found.there and found.locked and self._sizes == {name: _size(self.path / name) for name in self._sizes}
+
+    def close(self) -> None:
+        """Folds the spool into inferences.parquet and lets go of the run. A failure is noted and loses nothing.
+
+        What the disk holds is what counts from then on: an interrupt may have come between it and this process.
+        """
+        if not self._lock.held:
+            return
         try:
-            _compact(self.path, self._results, self.info)
+            if self._is_in_place():
+                self._results = _results(self.path, self.info)
+                _compact(self.path, self._results, self.info)
         except (OSError, UsageError) as error:
             self.notes.append(f"The inferences stay in {self.path / SPOOL} until the next run: {error}")
         finally:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)  # closing is not enough: a forked worker may hold a copy
-            os.close(self._lock)
-            self._lock = -1
+            self._lock.release()
 
     def __enter__(self) -> RunStore:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.insist_in_place()
+        finally:
+            self.close()
 
-    def _append_line(self, name: str, line: Mapping[str, object]) -> None:
-        safe = len(self._results)
-        with _failure(self.path / name, f"{safe} episodes are safe; free some space and run the same command again"):
-            _append_line(self.path / name, line)
+    def _append_line(self, name: str, record: Mapping[str, object]) -> None:
+        safe = f"; {len(self._results)} episodes are safe, the same command again plays the others"
+        with self._writing(name, safe) as file:
+            self._sizes[name] = append(file, _line(record))
 
     def _write_info(self) -> None:
-        with _failure(self.path / RUN, "free some space"), replacing(self.path / RUN) as temporary:
-            temporary.write_text(json.dumps(asdict(self.info), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        with self._writing(RUN) as file:
+            write_whole(file, (json.dumps(asdict(self.info), indent=2, allow_nan=False) + "\n").encode())
+
+    @contextmanager
+    def _writing(self, name: str, then: str = "") -> Iterator[Path]:
+        """The file of that name, if the run is in place. Raises UsageError, also when it cannot be written."""
+        self.insist_in_place()
+        try:
+            yield self.path / name
+        except OSError as error:
+            self.insist_in_place()  # which explains it better
+            raise unwritable(self.path / name, error, then) from error
 
 
 def read_info(path: str | Path) -> RunInfo:
@@ -236,9 +270,9 @@ def record_actions(path: str | Path, episode: Episode, actions: Float32) -> None
     if actions.ndim != 2:
         raise ValueError(f"Actions must have the shape (n, A), got {actions.shape}.")
     file = _actions_file(path)
-    with _failure(file, "free some space or choose another file"):
+    with _failure(file):
         _mend(file)
-        _append_line(file, {**asdict(episode), "actions": actions.astype(np.float32).tolist()})
+        append(file, _line({**asdict(episode), "actions": actions.astype(np.float32).tolist()}))
 
 
 def read_actions(path: str | Path) -> dict[Episode, Float32]:
@@ -256,27 +290,32 @@ def _refuse_foreign(path: Path) -> None:
     """Raises UsageError when `path` holds something, but no run: before anything is created there."""
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file, expected a directory: choose another --out.")
-    leftovers = {LOCK, _temporary(path / RUN).name}  # of a run that was killed in its first moment
+    leftovers = {LOCK, STAND_IN, temporary_of(path / RUN).name}  # of a run that was killed in its first moment
     if path.exists() and not (path / RUN).exists() and {entry.name for entry in path.iterdir()} - leftovers:
         raise UsageError(f"{path} is not empty and holds no {RUN}, so it is not a run: choose another --out.")
 
 
-def _take_lock(path: Path) -> int:
-    """The descriptor that holds the run's lock. The kernel frees it when the process dies."""
-    try:
-        import fcntl
-    except ModuleNotFoundError as error:
-        raise UsageError(WHERE_IT_RUNS) from error
-    path.mkdir(parents=True, exist_ok=True)
-    lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock)
-        if isinstance(error, BlockingIOError):
-            raise UsageError(f"Another process is writing to {path}: wait for it, or choose another --out.") from error
-        raise
-    return lock
+def _what_became(found: Found, whole: bool, rows: int) -> str:
+    """What to tell of a run that is not in place; `whole` if all its rows are in the folder that was opened."""
+    episodes = f"the {rows} stored episodes"
+    if not whole and found.there:
+        return (
+            "was changed by another program while the run was writing to it: end that and run the same command again."
+        )
+    if not whole and found.replaced:
+        return (
+            f"was replaced by another folder while the run was writing to it: {episodes} were in the old one, which is "
+            "deleted. The same command again plays what the new one lacks."
+        )
+    if not whole:
+        return f"was deleted while the run was writing to it: {episodes} are lost, the same command again plays them."
+    if found.there:
+        return f"lost its lock while the run was writing to it: {episodes} are safe. Run the same command again."
+    if found.place:
+        return (
+            f"was moved to {found.place} while the run was writing to it: {episodes} are there. Run it with that --out."
+        )
+    return f"was moved or deleted while the run was writing to it, and {episodes} with it: run the same command again."
 
 
 def _previous(path: Path, info: RunInfo, overwrite: bool) -> RunInfo | None:
@@ -349,8 +388,8 @@ def _leaves(values: Mapping[str, object], prefix: str) -> dict[str, str]:
 
 def _erase(path: Path) -> None:
     """Deletes what a run leaves except run.json, which is replaced next. Inferences go first: they need their rows."""
-    for name in (SPOOL, INFERENCES, _temporary(path / INFERENCES).name, ACTIONS, ERRORS, EPISODES):
-        (path / name).unlink(missing_ok=True)
+    for name in (SPOOL, INFERENCES, temporary_of(path / INFERENCES).name, ACTIONS, ERRORS, EPISODES):
+        remove(path / name)
     if (path / VIDEOS).is_dir() and not (path / VIDEOS).is_symlink():
         shutil.rmtree(path / VIDEOS)
 
@@ -456,21 +495,22 @@ def _compact(directory: Path, results: Mapping[Episode, EpisodeResult], info: Ru
     if not (directory / SPOOL).exists():
         return
     frame = _inferences(directory, results, info)
-    with replacing(directory / INFERENCES) as temporary, temporary.open("wb") as stream:
-        frame.to_parquet(stream, index=False)  # by itself, pyarrow opens no file whose name is not UTF-8
-    (directory / SPOOL).unlink()
+    written = io.BytesIO()
+    frame.to_parquet(written, index=False)
+    write_whole(directory / INFERENCES, written.getvalue())
+    remove(directory / SPOOL)
 
 
 # --- files ---
 
 
 @contextmanager
-def _failure(file: Path, advice: str) -> Iterator[None]:
+def _failure(file: Path) -> Iterator[None]:
     """Turns an OSError inside into a UsageError that names the file, the reason and what to do."""
     try:
         yield
     except OSError as error:
-        raise UsageError(f"Could not write to {file} ({error.strerror or error}): {advice}.") from error
+        raise unwritable(file, error) from error
 
 
 def _read(file: Path) -> bytes:
@@ -522,42 +562,14 @@ def _mend(file: Path) -> bool:
         return not whole
 
 
-def _append_line(file: Path, record: Mapping[str, object]) -> None:
-    """Appends one line of strict JSON, durably and whole: whatever interrupts it, nothing of it stays."""
-    line = memoryview(json.dumps(record, allow_nan=False).encode() + b"\n")
-    with open(file, "ab", buffering=0) as stream:
-        size = os.fstat(stream.fileno()).st_size
-        try:
-            while line:
-                line = line[stream.write(line) :]
-            os.fsync(stream.fileno())
-            if size == 0:
-                _sync(file.parent)  # a new file's name is durable only with its directory
-        except BaseException:
-            os.ftruncate(stream.fileno(), size)
-            raise
+def _line(record: Mapping[str, object]) -> bytes:
+    """One line of strict JSON."""
+    return json.dumps(record, allow_nan=False).encode() + b"\n"
 
 
-@contextmanager
-def replacing(file: Path) -> Iterator[Path]:
-    """A temporary path whose content becomes `file` all at once, durably, unless the block raises."""
-    temporary = _temporary(file)
+def _size(name: str | Path, folder: int | None = None) -> int:
+    """Bytes of that file, 0 when there is none; in the folder open under that descriptor."""
     try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, file)
-        _sync(file.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _temporary(file: Path) -> Path:
-    return file.with_name(file.name + ".tmp")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return os.stat(name, dir_fd=folder).st_size
+    except OSError:
+        return 0

@@ -24,11 +24,11 @@ from typing import Annotated, Any, NamedTuple, Protocol
 import tyro
 
 from vla_bench.errors import UsageError
+from vla_bench.files import replacing
 from vla_bench.learning import Learner, Recipe, Scales, Teachable, Weights
 from vla_bench.paths import TakesPaths, UserPath
 from vla_bench.provenance import gather
 from vla_bench.registry import find_policy, make_policy
-from vla_bench.store import replacing
 from vla_bench.train_log import LossLog
 from vla_bench.training_data import Moments, TrainingData, read_training_data
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vla_bench.files import replacing
 from vla_bench.plots import HALF_WIDTH, SERIES, Size, new_axes, save
-from vla_bench.store import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
