@@ -249,6 +249,10 @@ def _guarded(arguments: list[str]) -> int:
 
 def _limit_of_the_machine(error: BaseException) -> UsageError | None:
     """What a user can do about the error, where it is one that any call into the system may raise."""
+    if isinstance(error, MemoryError):
+        return UsageError(
+            "This process got no more memory: end other programs, allow more (ulimit -v), or run less at once."
+        )
     if not isinstance(error, OSError):
         return None
     if error.errno in (errno.EMFILE, errno.ENFILE):

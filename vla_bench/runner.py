@@ -24,7 +24,7 @@ from vla_bench.registry import make_policy, make_suite, policy_code, suite_code
 from vla_bench.renderers import Drawn, between, drawn, pixels_sentence, without_renderer
 from vla_bench.rollout import Actor, Filming, Keeper, Rollout, Stage, attach
 from vla_bench.shipped import note_on
-from vla_bench.store import RunInfo, RunStore, record_actions
+from vla_bench.store import RunInfo, RunStore, finished, record_actions
 from vla_bench.tables import cause, films_lost
 from vla_bench.types import Episode, EpisodeResult, Policy, PolicySpec, Suite, Task
 
@@ -232,24 +232,31 @@ def run(config: RunConfig, watcher: Watcher | None = None, keeper: Keeper | None
 
 def _run(config: RunConfig, watcher: Watcher, keeper: Keeper | None) -> Outcome:
     path, job = config.path(), prepare(config, keeper)
+    told = [*_weights(job.policy), *_played(config, job.policy.spec)]
+    if not config.overwrite and (rows := finished(job.config.path(), job.info, job.episodes)):
+        watcher.start(path, len(job.episodes), rows, [*told, *_not_again(job, [])])
+        return _outcome(job, path, rows)
     with RunStore.open(job.config.path(), job.info, config.overwrite) as store:
         todo = [episode for episode in job.episodes if episode not in store.done()]
-        told = [*_weights(job.policy), *_played(config, job.policy.spec)]
         notes = [*told, *store.notes, *_not_again(job, todo), *other_pixels(job, store, todo)]
         watcher.start(path, len(job.episodes), store.rows(job.episodes), notes)
         ending = _consume(play(job, todo), job.config, store, watcher)
-    rows = store.rows(job.episodes)
+    return _outcome(job, path, store.rows(job.episodes), ending, store.notes)
+
+
+def _outcome(
+    job: Job, path: Path, rows: Sequence[EpisodeResult], ending: _Ending | None = None, notes: Sequence[str] = ()
+) -> Outcome:
     broken = [(row.error, row.message) for row in rows if row.success is None]
-    judged = len(rows) - len(broken)
     return Outcome(
         path,
         len(job.episodes),
-        judged,
+        len(rows) - len(broken),
         len(broken),
-        *ending,
+        *(ending or _Ending()),
         cause=cause(broken),
-        films_lost="" if config.video == "none" else films_lost(rows, store.path),
-        notes=tuple(store.notes),
+        films_lost="" if job.config.video == "none" else films_lost(rows, job.config.path()),
+        notes=tuple(notes),
     )
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from vla_bench.config import digest
 from vla_bench.errors import UsageError, unwritable
-from vla_bench.files import append, remove, temporary_of, write_whole
+from vla_bench.files import append, opened, remove, temporary_of, truncate, write, write_whole
 from vla_bench.lock import LOCK, STAND_IN, Found, Lock, take
 from vla_bench.renderers import without_renderer
 from vla_bench.types import Episode, EpisodeResult, Float32, Inference
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 T = TypeVar("T")
+_END = 1 << 16  # bytes; longer than a line
 
 SCHEMA = 2
 RUN = "run.json"
@@ -43,6 +44,8 @@ INFERENCES = "inferences.parquet"
 ACTIONS = "actions.jsonl"
 VIDEOS = "videos"
 ERRORS = "errors.log"
+CHOICE = ("task", "episodes", "first_trial", "planned")
+"""What of a plan chooses the episodes."""
 KEY = tuple(field.name for field in fields(Episode))
 """The columns that identify an episode, in episodes and inferences alike."""
 INFERENCE_DTYPES = {
@@ -200,6 +203,7 @@ class RunStore:
     def _append_line(self, name: str, record: Mapping[str, object]) -> None:
         safe = f"; {len(self._results)} episodes are safe, the same command again plays the others"
         with self._writing(name, safe) as file:
+            self._sizes.pop(name, None)  # until it is known again: an interrupt may come in between
             self._sizes[name] = append(file, _line(record))
 
     def _write_info(self) -> None:
@@ -256,6 +260,21 @@ def read_episodes(path: str | Path) -> list[EpisodeResult]:
     if results := _results(directory, read_info(directory)):
         return list(results.values())
     raise UsageError(f"{directory} holds no finished episode yet: run its command again.")
+
+
+def finished(path: Path, info: RunInfo, episodes: Sequence[Episode]) -> list[EpisodeResult]:
+    """The rows of those episodes where all have a verdict and nothing is left to write; none otherwise.
+
+    Raises UsageError when the directory holds another run.
+    """
+    if not (path / RUN).is_file() or (path / SPOOL).exists():
+        return []
+    there = read_info(path)
+    _refuse_other_run(path, there, info)
+    results = _results(path, there)
+    if any(there.plan.get(name) != info.plan.get(name) for name in CHOICE) or not _judged(results) >= {*episodes}:
+        return []
+    return [results[episode] for episode in episodes]
 
 
 def read_inferences(path: str | Path) -> pd.DataFrame:
@@ -525,7 +544,7 @@ def _read(file: Path) -> bytes:
 
 def _records(file: Path, parse: Callable[[dict[str, Any]], T]) -> Iterator[T]:
     """Every line of a JSONL file, parsed; a half-written last line is left out. UsageError names a corrupt one."""
-    *lines, tail = _read(file).split(b"\n")
+    lines, tail = _split(_read(file))
     for number, line in enumerate([*lines, tail] if _is_json(tail) else lines, 1):
         try:
             record = parse(json.loads(line))
@@ -543,22 +562,30 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
+def _split(content: bytes) -> tuple[list[bytes], bytes]:
+    """The lines, and what was half written after them.
+
+    That is also a last line in which sectors are zeros: they did not reach the disk before a power cut.
+    """
+    *lines, tail = content.split(b"\n")
+    return (lines[:-1], lines[-1] + b"\n") if not tail and lines and b"\0" in lines[-1] else (lines, tail)
+
+
 def _mend(file: Path) -> bool:
     """Whether a half-written last line had to be cut off; a whole one that lacks only its newline gets it."""
     if not file.exists():
         return False
-    with open(file, "rb+") as stream:
-        if stream.seek(0, os.SEEK_END) == 0:
-            return False
-        stream.seek(-1, os.SEEK_END)
-        if stream.read() == b"\n":
+    with opened(file, os.O_RDWR | os.O_APPEND) as descriptor, open(descriptor, "rb", closefd=False) as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(-min(size, _END), os.SEEK_END)
+        if not size or ((end := stream.read()).endswith(b"\n") and b"\0" not in end):
             return False
         stream.seek(0)
-        *_, tail = (content := stream.read()).split(b"\n")
+        _, tail = _split(stream.read())
         if whole := _is_json(tail):
-            stream.write(b"\n")
+            write(descriptor, b"\n")
         else:
-            stream.truncate(len(content) - len(tail))
+            truncate(descriptor, size - len(tail))
         return not whole
 
 
