@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 LAYERS = (
-    {"types", "errors", "screen", "paths", "files", "lock"},
+    {"types", "errors", "screen", "paths", "files", "lock", "watch"},
     {"learning"},
     {
         "config",
@@ -57,6 +57,7 @@ LAYERS = (
         "sights",
         "examine",
     },
+    {"aftermath"},
     {"cli", "pytest_plugin"},
     {"__init__", "__main__"},
 )

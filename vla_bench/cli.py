@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 from tyro.conf import Positional, arg
 
-from vla_bench import screen
+from vla_bench import screen, watch
 from vla_bench.errors import (
     EXIT_BROKEN,
     EXIT_BUG,
@@ -212,9 +212,21 @@ PRINTING = ("show", "compare", "leaderboard", "report", "list", "doctor", "--hel
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    with screen.own_streams(for_good=argv is None) as stdout, _drawing_on_files():
+    """Run one command and return its exit code. Without `argv` it is that of this process, and another one watches."""
+    if argv is None:
+        return watch.command(lambda: _main(sys.argv[1:], for_good=True), _aftermath)
+    return _main(list(argv), for_good=False)
+
+
+def _aftermath(end: watch.End) -> int:
+    from vla_bench.aftermath import tell
+
+    return tell(end)
+
+
+def _main(arguments: list[str], for_good: bool) -> int:
+    watch.stops_interrupt()
+    with screen.own_streams(for_good) as stdout, _drawing_on_files():
         code = _guarded(arguments)
         stdout.flush()
         if stdout.lost is None or stdout.lost.errno == errno.EPIPE:  # the reader has read enough, as `head` does
@@ -240,11 +252,18 @@ def _guarded(arguments: list[str]) -> int:
     except SystemExit:
         raise  # of --help
     except BaseException as error:  # some are no Exception, and Python's own exit code for them means a regression here
-        if usage := _limit_of_the_machine(error):
-            print(f"vla-bench: {usage}", file=sys.stderr)
-            return EXIT_USAGE
-        traceback.print_exc()
-        return EXIT_BUG
+        return _unexpected(error)
+
+
+def _unexpected(error: BaseException) -> int:
+    if usage := _limit_of_the_machine(error):
+        print(f"vla-bench: {usage}", file=sys.stderr)
+        return EXIT_USAGE
+    if watch.was_asked_to_stop():  # in the midst of an import, say
+        print("vla-bench: interrupted.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    traceback.print_exception(error)
+    return EXIT_BUG
 
 
 def _limit_of_the_machine(error: BaseException) -> UsageError | None:

@@ -18,7 +18,7 @@ from typing import Annotated, Literal, NamedTuple
 import tyro
 
 from vla_bench import dataset_hdf5, dataset_lerobot
-from vla_bench.config import RunConfig
+from vla_bench.config import EPISODE_TIMEOUT_S, RunConfig
 from vla_bench.demonstrations import Demonstration, PartKeeper, load_part, part_file
 from vla_bench.errors import UsageError
 from vla_bench.paths import TakesPaths, UserPath
@@ -57,6 +57,8 @@ class CollectConfig(TakesPaths):
     """Of the noise and, where a suite draws its scenes, of the scenes."""
     workers: str = "1"
     """Simulator processes: a number, or auto for one per CPU core."""
+    episode_timeout: float = EPISODE_TIMEOUT_S
+    """Seconds a simulator may take for one attempt at an episode before it is ended."""
     format: Literal["lerobot", "hdf5", "both"] = "both"
     """What to write."""
     overwrite: bool = False
@@ -123,6 +125,7 @@ def rounds(config: CollectConfig, tasks: Sequence[Task]) -> Iterator[RunConfig]:
             episodes=min(trials, config.episodes - first),
             seed=seed,
             workers=config.workers,
+            episode_timeout=config.episode_timeout,
             out=str(Path(config.out) / RUNS / f"seed_{seed}"),
         )
 

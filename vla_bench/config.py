@@ -30,6 +30,8 @@ MOST_WEIGHT = 1e6
 
 _LONGEST_PART = 80  # of the name of a run's folder, letters
 _LONGEST_TIMEOUT_S = 1e6
+EPISODE_TIMEOUT_S = 1200.0
+"""The longest of the 1,100 committed episodes took its simulator 45 s, on one of two cores."""
 
 Scalar = str | int | float | bool | None
 
@@ -74,6 +76,9 @@ class RunConfig(TakesPaths):
     """Most observations the policy answers in one call. Nobody waits for a batch to fill."""
     timeout: float | None = None
     """Seconds one policy call may take; no limit when absent."""
+    episode_timeout: float = EPISODE_TIMEOUT_S
+    """Seconds a simulator may take for one attempt at an episode, the policy's time aside: building the scene, resets,
+    steps, pictures and film. One that takes longer hangs, and is ended."""
     out: UserPath | None = None
     """Run directory; results/<policy>_<suite>_<hash of the configuration> when absent."""
     overwrite: bool = False
@@ -93,6 +98,7 @@ class RunConfig(TakesPaths):
         _require(self.batch_size >= 1, "--batch-size", self.batch_size, "at least 1")
         in_time = self.timeout is None or 0 < self.timeout <= _LONGEST_TIMEOUT_S
         _require(in_time, "--timeout", self.timeout, "more than 0 and at most 1e+06 seconds")
+        check_episode_timeout(self.episode_timeout)
         for name in ("ensemble_decay", "ensemble_alpha"):
             value = getattr(self, name)
             _require(abs(value) <= MOST_WEIGHT, f"--{name.replace('_', '-')}", value, f"within ±{MOST_WEIGHT:g}")
@@ -122,7 +128,17 @@ class RunConfig(TakesPaths):
 
     def plan(self) -> dict[str, object]:
         """The fields that only choose episodes and resources: they may change when a run is resumed."""
-        fields = ("task", "episodes", "first_trial", "workers", "batch_size", "timeout", "record_actions", "video")
+        fields = (
+            "task",
+            "episodes",
+            "first_trial",
+            "workers",
+            "batch_size",
+            "timeout",
+            "episode_timeout",
+            "record_actions",
+            "video",
+        )
         return {name: _plain(getattr(self, name)) for name in fields}
 
     def path(self) -> Path:
@@ -253,6 +269,12 @@ def _type_name(annotation: object) -> str:
     if get_origin(annotation) is Literal:
         return " | ".join(map(str, get_args(annotation)))
     return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+
+
+def check_episode_timeout(seconds: float) -> None:
+    """Raises UsageError for a limit that is none."""
+    in_time = 0 < seconds <= _LONGEST_TIMEOUT_S
+    _require(in_time, "--episode-timeout", seconds, "more than 0 and at most 1e+06 seconds")
 
 
 def _require(holds: bool, flag: str, got: object, expected: str) -> None:

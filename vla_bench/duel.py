@@ -22,7 +22,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from vla_bench.compare import EXIT_CODES, Verdict, check_alpha, level
-from vla_bench.config import ALIASES, RunConfig, digest, folder_name
+from vla_bench.config import ALIASES, EPISODE_TIMEOUT_S, RunConfig, digest, folder_name
 from vla_bench.errors import EXIT_BROKEN, EXIT_INTERRUPTED, PolicyFailure, UsageError
 from vla_bench.pairing import counted, episode_name, policy_title
 from vla_bench.paths import TakesPaths, UserPath, home, returning
@@ -34,6 +34,7 @@ from vla_bench.stats_anytime import confidence_sequence, paired_confidence_seque
 from vla_bench.store import ERRORS, RunStore
 from vla_bench.tables import cause, films_lost
 from vla_bench.types import Episode, EpisodeResult
+from vla_bench.watch import board
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ class DuelConfig(TakesPaths):
     """Most observations a policy answers in one call."""
     timeout: float | None = None
     """Seconds one policy call may take; no limit when absent."""
+    episode_timeout: float = EPISODE_TIMEOUT_S
+    """Seconds a simulator may take for one attempt at an episode, the policy's time aside, before it is ended."""
     video: Literal["none", "failures", "all"] = "none"
     """Film these episodes."""
     out: UserPath | None = None
@@ -122,6 +125,7 @@ class DuelConfig(TakesPaths):
             workers=self.workers,
             batch_size=self.batch_size,
             timeout=self.timeout,
+            episode_timeout=self.episode_timeout,
             video=self.video,
             out=str(root / "a"),
             overwrite=self.overwrite,
@@ -219,6 +223,8 @@ def _duel(config: DuelConfig, watch: Watch) -> Duel:
     jobs = [_prepared(run) for run in config.configs()]
     order = trial_major(jobs[0].episodes)[: config.max_episodes]
     with _open(jobs[0]) as store_a, _open(jobs[1]) as store_b:
+        board().tell(runs=[str(store_a.path), str(store_b.path)])
+        board().limit_episodes(config.episode_timeout)
         corners = (_Corner(jobs[0], store_a), _Corner(jobs[1], store_b))
         other = [note for corner in corners for note in other_pixels(corner.job, corner.store, corner.todo(order))]
         fight = _Fight(corners, order, Score(config.alpha), watch)

@@ -21,7 +21,7 @@ EXIT_NOT_COMPARABLE = 3
 EXIT_BROKEN = 4  # episodes left without a verdict, or films that were asked for
 EXIT_USAGE = 64  # sysexits.h EX_USAGE
 EXIT_BUG = 70  # sysexits.h EX_SOFTWARE: never mistaken for a verdict
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it; 143 by SIGTERM and 129 by SIGHUP where `watch` knows it
 _LONGEST_MESSAGE = 1000  # characters; the whole is in errors.log
 
 

@@ -15,6 +15,7 @@ from vla_bench.errors import PolicyFailure, UsageError, message_of
 from vla_bench.grounding import inside_total
 from vla_bench.rollout import Answer
 from vla_bench.types import ActionChunk, Attention, Episode, Float32, Observation, Policy, PolicySpec, Suite
+from vla_bench.watch import board
 
 COLD_CALLS = 2  # openpi's simple_client leaves out two warm-up calls as well
 _ATTENTION_TOLERANCE = 1e-3  # bfloat16 softmaxes
@@ -61,12 +62,14 @@ class LocalPolicy:
         ]
 
     def _guard(self, method: str, call: Callable[[], T]) -> T:
-        name = self._policy.spec.name
+        name, now = self._policy.spec.name, board()
         try:
-            return call() if self._timeout_s is None else self._thread.result(call, self._timeout_s)
+            with now.policy(name, method, self._timeout_s):
+                return call() if self._timeout_s is None else self._thread.result(call, self._timeout_s)
         except (UsageError, KeyboardInterrupt):
             raise
         except TimeoutError:
+            now.give_up()
             raise PolicyFailure(
                 f"The policy {name!r} took longer than --timeout {self._timeout_s:g} s in {method}."
             ) from None

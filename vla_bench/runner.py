@@ -27,6 +27,7 @@ from vla_bench.shipped import note_on
 from vla_bench.store import RunInfo, RunStore, finished, record_actions
 from vla_bench.tables import cause, films_lost
 from vla_bench.types import Episode, EpisodeResult, Policy, PolicySpec, Suite, Task
+from vla_bench.watch import board
 
 MAX_ATTEMPTS = 3  # an episode that breaks simulator or harness three times stays unjudged
 MAX_BROKEN_IN_A_ROW = 3  # then it is not the episode: the run stops instead of trying all the others
@@ -237,6 +238,8 @@ def _run(config: RunConfig, watcher: Watcher, keeper: Keeper | None) -> Outcome:
         watcher.start(path, len(job.episodes), rows, [*told, *_not_again(job, [])])
         return _outcome(job, path, rows)
     with RunStore.open(job.config.path(), job.info, config.overwrite) as store:
+        board().tell(runs=[str(store.path)])
+        board().limit_episodes(config.episode_timeout)
         todo = [episode for episode in job.episodes if episode not in store.done()]
         notes = [*told, *store.notes, *_not_again(job, todo), *other_pixels(job, store, todo)]
         watcher.start(path, len(job.episodes), store.rows(job.episodes), notes)
@@ -353,13 +356,15 @@ def _serial(job: Job, todo: Sequence[Episode]) -> Generator[Rollout]:
             if stage.interrupted:
                 raise KeyboardInterrupt
     finally:
-        stage.close()
+        with board().simulator("the end of the run"):
+            stage.close()
 
 
 def _attempted(stage: Stage, episode: Episode) -> Rollout:
     """The first rollout of the episode with a verdict, or the last of `MAX_ATTEMPTS`."""
     for attempt in range(1, MAX_ATTEMPTS + 1):
-        rollout = stage.play(episode)
+        with board().simulator(f"{episode.task} trial {episode.trial}"):
+            rollout = stage.play(episode)
         if rollout.result.success is not None or attempt == MAX_ATTEMPTS:
             return rollout._replace(result=replace(rollout.result, attempts=attempt))
     raise AssertionError("unreachable")

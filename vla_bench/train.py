@@ -31,6 +31,7 @@ from vla_bench.provenance import gather
 from vla_bench.registry import find_policy, make_policy
 from vla_bench.train_log import LossLog
 from vla_bench.training_data import Moments, TrainingData, read_training_data
+from vla_bench.watch import is_watched
 
 SETTINGS, STATE = "settings.json", "state.pt"
 VALIDATED = 512
@@ -276,11 +277,12 @@ def _asked_to_stop() -> Iterator[Callable[[], bool]]:
         return
 
     def ask(*_: object) -> None:
-        if asked.is_set():
+        if asked.is_set() and not is_watched():
             raise KeyboardInterrupt
         asked.set()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [signal.SIGTERM] if is_watched() else [signal.SIGINT, signal.SIGTERM]
+    before = {number: signal.signal(number, ask) for number in heeded}
     try:
         yield asked.is_set
     finally:
