@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from vla_bench.errors import UsageError
+from vla_bench.text import markdown_list
 
 from .normalisation import Affine
 from .reads import files_read, note_read
@@ -100,8 +101,8 @@ def write_ours(path: str | Path, checkpoint: Checkpoint) -> None:
 
 def _card(checkpoint: Checkpoint) -> str:
     numbers = sum(tensor.numel() for tensor in checkpoint.tensors.values())
-    lines = [f"- {topic}: {text}" for topic, text in checkpoint.provenance.items()]
-    return "\n".join([f"# {checkpoint.config['policy']}", "", f"- parameters: {numbers:,}", *lines, ""])
+    lines = [f"{topic}: {text}" for topic, text in checkpoint.provenance.items()]
+    return f"# {checkpoint.config['policy']}\n\n{markdown_list([f'parameters: {numbers:,}', *lines])}\n"
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 LAYERS = (
-    {"types", "errors", "screen", "paths", "files", "lock", "watch"},
+    {"types", "errors", "screen", "paths", "text", "files", "lock", "watch"},
     {"learning"},
     {
         "config",
@@ -64,7 +64,7 @@ LAYERS = (
 """The engine, lowest first: a module imports from its own layer or a lower one, never in a circle."""
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 ADAPTERS = ("envs", "policies")
-FOR_ADAPTERS = {"types", "errors", "learning", "geometry", "images", "stats", "chunking", "gl", "simulators"}
+FOR_ADAPTERS = {"types", "errors", "learning", "text", "geometry", "images", "stats", "chunking", "gl", "simulators"}
 """Nouns and pure helpers."""
 EXCEPTIONS = {("policies/replay.py", "recorded"), ("policies/noisy.py", "registry")}
 """Replay plays the actions of stored episodes; noise is put on the actions of any other policy."""

@@ -21,7 +21,6 @@ from vla_bench.leaderboard import (
     Standing,
     load_leaderboard,
     p_text,
-    pipe_table,
     render_markdown,
     render_text,
     to_json,
@@ -405,10 +404,6 @@ def test_a_file_whose_name_promises_something_else_is_refused_before_anything_is
     assert said in printed
     assert printed.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
-
-
-def test_markdown_cells_cannot_break_the_table() -> None:
-    assert pipe_table([("a", "b"), ("x|y", "two\nlines")]).splitlines()[2] == "| x\\|y | two lines |"
 
 
 def test_protocols_that_differ_only_far_inside_a_long_list_still_differ() -> None:

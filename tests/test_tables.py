@@ -10,7 +10,8 @@ from test_store import INFO, calls, result  # type: ignore[import-not-found]
 from vla_bench import tables
 from vla_bench.errors import UsageError
 from vla_bench.store import RunStore
-from vla_bench.tables import RunSummary, render_markdown, render_text, shorten, summary_of
+from vla_bench.tables import RunSummary, render_markdown, render_text, summary_of
+from vla_bench.text import shorten
 from vla_bench.types import EpisodeResult, Inference
 
 SPATIAL = [
@@ -182,7 +183,7 @@ def summary(path: Path) -> RunSummary:
 
 def test_the_cause_is_the_first_error_in_one_short_line_with_how_many_it_hit() -> None:
     assert tables.cause([]) == ""
-    assert tables.cause([("KeyError", "it\x1b[2J fell.")]) == "KeyError: it [2J fell"
+    assert tables.cause([("KeyError", "it\x1b[2J fell.")]) == r"KeyError: it\x1b[2J fell"
     assert tables.cause([("A", "x 1"), ("B", "y"), ("A", "x 2")]) == "A: x 1 (2 of 3)"
     assert tables.cause([("", "")]) == "no error was noted"
     assert len(tables.cause([("A", "x" * 10_000)])) == tables.LONGEST_CAUSE

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vla_bench.errors import EXIT_BROKEN, EXIT_BUG, EXIT_INTERRUPTED, UsageError
 from vla_bench.store import ERRORS, read_episodes, read_info
+from vla_bench.text import for_log, for_terminal
 from vla_bench.watch import End
 
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
@@ -21,11 +22,12 @@ def tell(end: End) -> int:
     runs = [Path(run) for run in end.told.get("runs", ())]
     kept = [keep_stacks(run, why_it_ended(end), end.stacks) for run in runs if end.stacks]
     if end.stacks and not any(kept):
-        print(end.stacks, file=sys.stderr)
+        print(for_log(end.stacks), file=sys.stderr)
     where = [f"where it was is in {run / ERRORS}" for run, there in zip(runs, kept, strict=False) if there]
     facts = [*map(how_far, runs), *where[:1]]
     begun = "\n" * bool(runs)  # below the progress bar
-    print(f"{begun}vla-bench: {why_it_ended(end)}{_listed(facts)} {_advice(end, runs)}".rstrip(), file=sys.stderr)
+    said = f"{why_it_ended(end)}{_listed(facts)} {_advice(end, runs)}".rstrip()
+    print(f"{begun}vla-bench: {for_terminal(said)}", file=sys.stderr)
     if end.asked:
         return EXIT_INTERRUPTED
     known = runs or end.turn or end.overdue or end.signal == signal.SIGKILL
@@ -104,7 +106,7 @@ def keep_stacks(run: Path, heading: str, stacks: str) -> bool:
     """Whether the stacks could be added to the run's errors.log."""
     try:
         with (run / ERRORS).open("ab") as log:
-            log.write(f"{heading}\n{stacks}\n".encode("utf-8", "backslashreplace"))
+            log.write(f"{for_terminal(heading)}\n{for_log(stacks)}\n\n".encode())
             os.fsync(log.fileno())
     except OSError:
         return False

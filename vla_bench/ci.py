@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from vla_bench.regression import Gate, GateRow, Verdict, latency_sentence, listed, task_story
+from vla_bench.text import visible
 
 
 def junit(gate: Gate) -> str:
@@ -35,18 +35,19 @@ def github_annotations(gate: Gate) -> list[str]:
     level = "warning" if gate.verdict == "undecided" else "error"
     regressed = [row for row in gate.tasks if row.verdict == "regression"]
     return [
-        _command(level, f"vla-bench: {gate.verdict}", gate.message),
-        *(_command("error", f"vla-bench: {row.task}", "\n".join(task_story(gate, row))) for row in regressed),
+        _command(level, f"vla-bench: {gate.verdict}", [gate.message]),
+        *(_command("error", f"vla-bench: {row.task}", task_story(gate, row)) for row in regressed),
     ]
 
 
-def _command(level: str, title: str, message: str) -> str:
+def _command(level: str, title: str, lines: Sequence[str]) -> str:
     """Escaped as actions/toolkit does (packages/core/src/command.ts)."""
 
     def data(text: str) -> str:
-        return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+        return visible(text).replace("%", "%25")
 
-    return f"::{level} title={data(title).replace(':', '%3A').replace(',', '%2C')}::{data(message)}"
+    told = data(title).replace(":", "%3A").replace(",", "%2C")
+    return f"::{level} title={told}::{'%0A'.join(map(data, lines))}"
 
 
 def _task_case(gate: Gate, row: GateRow) -> Element:
@@ -57,16 +58,11 @@ def _task_case(gate: Gate, row: GateRow) -> Element:
 
 def _case(suite: str, name: str, *, seconds: float = 0.0, verdict: Verdict, story: Sequence[str]) -> Element:
     """A test case that tells its story: as a failure or an error unless the verdict is a pass."""
-    case = Element("testcase", classname=_xml(suite), name=_xml(name), time=f"{seconds:.3f}")
+    case = Element("testcase", classname=visible(suite), name=visible(name), time=f"{seconds:.3f}")
     if verdict == "pass":
         told = SubElement(case, "system-out")
     else:
         tag = "error" if verdict == "not comparable" else "failure"
-        told = SubElement(case, tag, message=_xml(story[0]), type=verdict)
-    told.text = _xml("\n".join(story))
+        told = SubElement(case, tag, message=visible(story[0]), type=verdict)
+    told.text = "\n".join(map(visible, story))
     return case
-
-
-def _xml(text: str) -> str:
-    """Without the characters that XML 1.0 cannot hold."""
-    return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "?", text)

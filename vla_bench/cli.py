@@ -34,6 +34,7 @@ from vla_bench.errors import (
     unwritable,
 )
 from vla_bench.paths import TakesPaths, UserPath, returning
+from vla_bench.text import for_log, for_terminal, terminal_text, widths
 from vla_bench.types import EpisodeResult
 
 if TYPE_CHECKING:
@@ -231,7 +232,7 @@ def _main(arguments: list[str], for_good: bool) -> int:
         stdout.flush()
         if stdout.lost is None or stdout.lost.errno == errno.EPIPE:  # the reader has read enough, as `head` does
             return code
-        print(f"vla-bench: standard output took no more: {stdout.lost.strerror}.", file=sys.stderr)
+        _say(f"standard output took no more: {stdout.lost.strerror}.")
         return EXIT_USAGE if code == EXIT_DONE and arguments[:1] and arguments[0] in PRINTING else code
 
 
@@ -244,10 +245,10 @@ def _guarded(arguments: list[str]) -> int:
     except _Told:
         return EXIT_DONE
     except UsageError as error:
-        print(f"vla-bench: {error}", file=sys.stderr)
+        _say(str(error))
         return EXIT_USAGE
     except KeyboardInterrupt:
-        print("vla-bench: interrupted.", file=sys.stderr)
+        _say("interrupted.")
         return EXIT_INTERRUPTED
     except SystemExit:
         raise  # of --help
@@ -257,12 +258,12 @@ def _guarded(arguments: list[str]) -> int:
 
 def _unexpected(error: BaseException) -> int:
     if usage := _limit_of_the_machine(error):
-        print(f"vla-bench: {usage}", file=sys.stderr)
+        _say(str(usage))
         return EXIT_USAGE
     if watch.was_asked_to_stop():  # in the midst of an import, say
-        print("vla-bench: interrupted.", file=sys.stderr)
+        _say("interrupted.")
         return EXIT_INTERRUPTED
-    traceback.print_exception(error)
+    _print_trace(error)
     return EXIT_BUG
 
 
@@ -310,7 +311,7 @@ def _dispatch(arguments: list[str]) -> int:
         "doctor": _doctor,
     }
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        _tell(HELP, end="")
+        _tell(HELP)
         return EXIT_DONE if arguments else EXIT_USAGE
     if arguments[0] == "--version":
         from importlib.metadata import version
@@ -333,7 +334,7 @@ def _run(arguments: list[str]) -> int:
     with _Progress() as progress:
         outcome = run(config, progress)
     for note in outcome.notes:
-        print(f"vla-bench: {note}", file=sys.stderr)
+        _say(note)
     if outcome.judged or outcome.broken:
         _print_run(str(outcome.path), config.json)
     if outcome.judged and config.policy == "replay":
@@ -350,30 +351,29 @@ def _print_replay(config: RunConfig, outcome: Outcome) -> None:
 
     recorded = read_recorded(str(config.checkpoint), make_suite(config.suite, config.suite_args))
     if said := compare_outcomes(read_episodes(outcome.path), recorded):
-        print(f"vla-bench: {said}", file=sys.stderr)
+        _say(said)
 
 
 def _ending(outcome: Outcome) -> int:
     """The last sentences and the exit code of a run."""
     if outcome.films_lost:
-        print(f"vla-bench: {outcome.films_lost}", file=sys.stderr)
+        _say(outcome.films_lost)
     done = f"{outcome.judged} of {outcome.planned} episodes are stored in {outcome.path}"
     if outcome.failure:
         trace = f"the traceback is in {outcome.path / 'errors.log'}"
-        print(f"vla-bench: {outcome.failure} {done}; {trace}.", file=sys.stderr)
+        _say(f"{outcome.failure} {done}; {trace}.")
         return EXIT_BROKEN
     if outcome.interrupted:
-        print(f"vla-bench: interrupted; {done}. The same command resumes.", file=sys.stderr)
+        _say(f"interrupted; {done}. The same command resumes.")
         return EXIT_INTERRUPTED
     if outcome.broken:
         plural = "episode" if outcome.broken == 1 else "episodes"
-        print(
-            f"vla-bench: {outcome.broken} {plural} could not be judged: {outcome.cause}; "
-            f"traceback in {outcome.path / 'errors.log'}; the same command tries again.",
-            file=sys.stderr,
+        _say(
+            f"{outcome.broken} {plural} could not be judged: {outcome.cause}; "
+            f"traceback in {outcome.path / 'errors.log'}; the same command tries again."
         )
         return EXIT_BROKEN
-    print(f"vla-bench: {done}.", file=sys.stderr)
+    _say(f"{done}.")
     return EXIT_BROKEN if outcome.films_lost else EXIT_DONE
 
 
@@ -388,7 +388,7 @@ def _print_run(path: str, as_json: bool, as_markdown: bool = False) -> None:
 
     summary = tables.load_summary(path)
     if as_json:
-        _tell(json.dumps(tables.to_json(summary), indent=2))
+        _tell_json(tables.to_json(summary))
     else:
         _tell(tables.render_markdown(summary) if as_markdown else tables.render_text(summary))
 
@@ -399,7 +399,7 @@ def _compare(arguments: list[str]) -> int:
     config = _parse(CompareConfig, "compare", arguments)
     result = compare.compare(config.run_a, config.run_b, config.alpha, config.force, config.strict_renderer)
     if config.json:
-        _tell(json.dumps(compare.to_json(result), indent=2))
+        _tell_json(compare.to_json(result))
     else:
         _tell(compare.render_markdown(result) if config.markdown else compare.render_text(result))
     return compare.exit_code(result)
@@ -412,14 +412,17 @@ def _duel(arguments: list[str]) -> int:
     with _DuelProgress() as progress:
         result = duel.duel(config, progress.score)
     for note in result.notes:
-        print(f"vla-bench: {note}", file=sys.stderr)
-    _tell(json.dumps(duel.to_json(result), indent=2) if config.json else duel.render_text(result))
+        _say(note)
+    if config.json:
+        _tell_json(duel.to_json(result))
+    else:
+        _tell(duel.render_text(result))
     if result.interrupted:
-        print("vla-bench: interrupted; the same command resumes.", file=sys.stderr)
+        _say("interrupted; the same command resumes.")
     if result.films_lost:
-        print(f"vla-bench: {result.films_lost}", file=sys.stderr)
+        _say(result.films_lost)
     if result.failure:
-        print(f"vla-bench: {result.failure} The tracebacks are in errors.log of the runs.", file=sys.stderr)
+        _say(f"{result.failure} The tracebacks are in errors.log of the runs.")
     return duel.exit_code(result)
 
 
@@ -443,7 +446,10 @@ def _check(arguments: list[str]) -> int:
         _write(Path(config.junit), ci.junit(gate), "w")
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         _write(Path(summary), regression.render_markdown(gate), "a")
-    _tell(json.dumps(regression.to_json(gate), indent=2) if config.json else regression.render_text(gate))
+    if config.json:
+        _tell_json(regression.to_json(gate))
+    else:
+        _tell(regression.render_text(gate))
     if os.environ.get("GITHUB_ACTIONS"):
         print("\n".join(ci.github_annotations(gate)), file=sys.stderr if config.json else screen.results())
     return regression.exit_code(gate)
@@ -458,7 +464,7 @@ def _update_baseline(config: CheckConfig) -> int:
     with contextlib.suppress(UsageError):  # there is none, or none that can be read
         before = f" It was {baseline.describe(baseline.read_baseline(file))}."
     baseline.write_baseline(new, file)
-    _tell(f"The baseline {file} is now {baseline.describe(new)}.{before}")
+    _tell(for_terminal(f"The baseline {file} is now {baseline.describe(new)}.{before}"))
     return EXIT_DONE
 
 
@@ -487,13 +493,13 @@ def _leaderboard(arguments: list[str]) -> int:
     if config.out is not None and Path(config.out).suffix != ending:
         raise UsageError(f"--out {config.out} and {'--json' if config.json else '--markdown'} ask for two formats.")
     text = FORMATS[ending](leaderboard.load_leaderboard(config.results, config.strict_renderer))
-    if config.out is None and ending == ".json":
-        text = json.dumps(json.loads(text), indent=2)  # in ASCII: a terminal may lack letters
-    if config.out is None:
-        _tell(text)
-    else:
+    if config.out is not None:
         _write(Path(config.out), text + "\n", "w")
-        _tell(config.out)
+        _tell(for_terminal(config.out))
+    elif ending == ".json":
+        _tell_json(json.loads(text))
+    else:
+        _tell(text)
     return EXIT_DONE
 
 
@@ -503,7 +509,7 @@ def _report(arguments: list[str]) -> int:
     config = _parse(ReportConfig, "report", arguments)
     if Path(config.out).suffix in (".html", ".md", ".csv", ".json", ".pdf", ".svg", ".png"):
         raise UsageError(f"--out should name the folder that the report is written into, got {config.out}.")
-    _tell(report.write_report(config.runs, config.out, config.strict_renderer))
+    _tell(for_terminal(str(report.write_report(config.runs, config.out, config.strict_renderer))))
     return EXIT_DONE
 
 
@@ -514,14 +520,14 @@ def _collect(arguments: list[str]) -> int:
     with _Progress() as progress:
         collected = collect(config, progress)
     for note in (note for outcome in collected.outcomes for note in outcome.notes):
-        print(f"vla-bench: {note}", file=sys.stderr)
+        _say(note)
     if code := _ending(collected.outcomes[-1]):
         return code
     if not collected.kept:
-        print(f"vla-bench: none of the {collected.played} episodes succeeded; nothing is written.", file=sys.stderr)
+        _say(f"none of the {collected.played} episodes succeeded; nothing is written.")
         return EXIT_BROKEN
     _tell(f"{collected.kept} of {collected.played} episodes succeeded: {collected.frames} frames in")
-    _tell("\n".join(f"  {path}" for path in collected.written))
+    _tell(terminal_text([[f"  {path}" for path in collected.written]]))
     return EXIT_DONE
 
 
@@ -533,9 +539,9 @@ def _train(arguments: list[str]) -> int:
         trained = train(config, progress)
     if trained.done < trained.steps:
         done = f"{trained.done} of {trained.steps} steps are kept in {config.folder}"
-        print(f"vla-bench: interrupted; {done}. The same command resumes.", file=sys.stderr)
+        _say(f"interrupted; {done}. The same command resumes.")
         return EXIT_INTERRUPTED
-    _tell(f"{trained.path}: {trained.steps} steps; the losses are in {trained.log}")
+    _tell(for_terminal(f"{trained.path}: {trained.steps} steps; the losses are in {trained.log}"))
     return EXIT_DONE
 
 
@@ -544,9 +550,8 @@ def _convert(arguments: list[str]) -> int:
 
     config = _parse(ConvertConfig, "convert", arguments)
     done = convert(config)
-    _tell(
-        f"{done.path}: sha256 {done.sha256}; answers a probe of {done.actions} actions bit for bit like the original."
-    )
+    proof = f"answers a probe of {done.actions} actions bit for bit like the original"
+    _tell(for_terminal(f"{done.path}: sha256 {done.sha256}; {proof}."))
     return EXIT_DONE
 
 
@@ -562,7 +567,7 @@ def _list(arguments: list[str]) -> int:
         raise unknown_name("thing to list", config.what, listings)
     rows = listings[config.what](config.suite)
     if config.json:
-        _tell(json.dumps(rows, indent=2))
+        _tell_json(rows)
     else:
         _tell(_paragraphs(rows) if config.what == "policies" else _aligned(rows))
     return EXIT_DONE
@@ -577,7 +582,7 @@ def _paragraphs(policies: Sequence[dict[str, Any]]) -> str:
         lines.append(f"{row['policy']:<{indent}}{row['about']}")
         takes = f"--policy-args {', '.join(row['--policy-args'])}" if row["--policy-args"] else ""
         lines += textwrap.wrap(takes, 110, initial_indent=" " * indent, subsequent_indent=" " * (indent + 14))
-    return "\n".join([*lines, "", "vla-bench run --policy NAME --policy-args help says more of each."])
+    return terminal_text([lines, ["vla-bench run --policy NAME --policy-args help says more of each."]])
 
 
 def _suites(_: str) -> list[dict[str, Any]]:
@@ -678,7 +683,10 @@ def _doctor(arguments: list[str]) -> int:
 
     config = _parse(DoctorConfig, "doctor", arguments)
     checks = doctor.diagnose() if config.policy is None else _examine(config)
-    _tell(doctor.to_json(checks) if config.json else doctor.render_text(checks))
+    if config.json:
+        _tell_json(doctor.to_json(checks))
+    else:
+        _tell(doctor.render_text(checks))
     return doctor.exit_code(checks)
 
 
@@ -687,7 +695,7 @@ def _examine(config: DoctorConfig) -> list[Check]:
 
     fields = dataclasses.asdict(config)
     del fields["json"]
-    return examine(Examination(**fields), lambda said: print(f"vla-bench: {said}", file=sys.stderr, flush=True))
+    return examine(Examination(**fields), _say)
 
 
 # Parsing
@@ -759,9 +767,23 @@ def _first_sentence(box: str) -> str:
 # Screen
 
 
-def _tell(text: object, end: str = "\n") -> None:
-    """Prints a result."""
-    print(text, end=end, file=screen.results())
+def _tell(text: str) -> None:
+    """Prints lines of a result; names in them have been made safe to print, where they could break a line."""
+    print(for_log(text), file=screen.results())
+
+
+def _tell_json(value: object) -> None:
+    """Prints the value as JSON in ASCII: a terminal may lack letters. `##[` is a command to the logs of some CI."""
+    print(json.dumps(value, indent=2).replace("##", "#\\u0023"), file=screen.results())
+
+
+def _say(sentence: str) -> None:
+    """Tells the user something on standard error, in one line."""
+    print(f"vla-bench: {for_terminal(sentence)}", file=sys.stderr, flush=True)
+
+
+def _print_trace(error: BaseException) -> None:
+    print(for_log("".join(traceback.format_exception(error))), file=sys.stderr)
 
 
 class _Progress:
@@ -782,10 +804,10 @@ class _Progress:
         from tqdm import tqdm
 
         for note in notes:
-            print(f"vla-bench: {note}", file=sys.stderr)
+            _say(note)
         judged = [row for row in rows if row.success is not None]
         if judged:
-            print(f"vla-bench: resuming {path}: {len(judged)} of {total} episodes are done.", file=sys.stderr)
+            _say(f"resuming {path}: {len(judged)} of {total} episodes are done.")
         self._bar = tqdm(total=total, initial=len(judged), unit="episode", dynamic_ncols=True, mininterval=0)
         for row in judged:
             self._rows[row.episode] = row
@@ -857,7 +879,7 @@ class _TrainProgress:
     def start(self, note: str, done: int, steps: int) -> None:
         from tqdm import tqdm
 
-        print(f"vla-bench: {note}", file=sys.stderr)
+        _say(note)
         self._bar = tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True)
 
     def step(self, losses: Mapping[str, float], validation: Mapping[str, float]) -> None:
@@ -867,7 +889,7 @@ class _TrainProgress:
 
 
 def _cell(value: object) -> str:
-    return "-" if value is None else str(value)
+    return "-" if value is None else for_terminal(str(value))
 
 
 def _aligned(rows: Sequence[dict[str, Any]]) -> str:
@@ -876,10 +898,8 @@ def _aligned(rows: Sequence[dict[str, Any]]) -> str:
     table = [names] + [
         [f"{row[name]:g}" if isinstance(row[name], float) else _cell(row[name]) for name in names] for row in rows
     ]
-    widths = [max(len(line[column]) for line in table) for column in range(len(names))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
-    )
+    room = widths(table)
+    return "\n".join("  ".join(map(str.ljust, line, room)).rstrip() for line in table)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,16 @@ from vla_bench.stats_many import holm
 from vla_bench.stats_paired import mcnemar, mcnemar_midp, paired_difference
 from vla_bench.stats_planning import pairs_needed
 from vla_bench.store import KEY, RunInfo, read_inferences, read_info
-from vla_bench.tables import aligned, load, marked, shorten, stopping_notes
+from vla_bench.tables import load, marked, stopping_notes
+from vla_bench.text import (
+    aligned,
+    for_markdown,
+    for_markdown_line,
+    markdown_list,
+    markdown_table,
+    shorten,
+    terminal_text,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -259,22 +268,33 @@ def render_text(comparison: Comparison) -> str:
         list(comparison.notes),
         [f"{_headline(comparison)} {comparison.reason}"],
     ]
-    return "\n\n".join("\n".join(section) for section in sections if section)
+    return terminal_text(sections)
 
 
 def render_markdown(comparison: Comparison) -> str:
     """Verdict, table and discordant episodes for a README or a pull request, with full names."""
-    lines = [f"**{_headline(comparison)}** {comparison.reason}", "", pairing_sentence(comparison.pairing)]
-    lines += [f"\n{line}" for line in _forced_lines(comparison)]
+    parts = [
+        [f"**{_headline(comparison)}** {for_markdown(comparison.reason)}"],
+        _paragraphs([pairing_sentence(comparison.pairing)]),
+        _paragraphs(_forced_lines(comparison)),
+    ]
     if comparison.overall:
         shown = comparison.tasks if comparison.lengths else (*comparison.tasks, comparison.overall)
-        lines += ["", *pipes([_header(comparison), *([row.task, *_cells(row)] for row in shown)])]
-        lines += [f"\n{line}" for line in _length_lines(comparison)]
-    listed = [f"- {escaped(line)}" for line in _discordant_lines(comparison)[1:]]
-    latency = _latency_lines(comparison.latency, comparison.alpha)
-    pixels, grounding = _pixels_lines(comparison), pipes(_grounding_rows(comparison))
-    parts = [lines, pixels, listed, grounding, latency, list(comparison.notes)]
-    return "\n\n".join("\n".join(part) for part in parts if part)
+        parts.append([markdown_table([_header(comparison), *((row.task, *_cells(row)) for row in shown)])])
+        parts.append(_paragraphs(_length_lines(comparison)))
+    grounding = _grounding_rows(comparison)
+    parts += [
+        _paragraphs(_pixels_lines(comparison)),
+        [markdown_list(_discordant_lines(comparison)[1:])],
+        [markdown_table(grounding)] if grounding else [],
+        _paragraphs(_latency_lines(comparison.latency, comparison.alpha)),
+        _paragraphs(comparison.notes),
+    ]
+    return "\n\n".join(filter(None, map("\n".join, parts)))
+
+
+def _paragraphs(lines: Sequence[str]) -> list[str]:
+    return [for_markdown_line(line) for line in lines]
 
 
 def level(alpha: float) -> str:
@@ -397,20 +417,6 @@ def _grounding_rows(comparison: Comparison) -> list[tuple[str, ...]]:
         for one in comparison.grounding
     ]
     return [header, *rows] if rows else []
-
-
-def pipes(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table of a header and rows."""
-    if not rows:
-        return []
-    header, *rest = ([escaped(cell) for cell in row] for row in rows)
-    rule = ["---"] + ["---:"] * (len(header) - 1)
-    return [f"| {' | '.join(cells)} |" for cells in (header, rule, *rest)]
-
-
-def escaped(text: str) -> str:
-    """As a cell of such a table."""
-    return text.replace("|", "\\|")
 
 
 # --- parts ---

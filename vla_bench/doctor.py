@@ -21,6 +21,7 @@ from vla_bench.gl import GlProbe, choose_backend, install_advice, probe
 from vla_bench.provenance import is_half_removed
 from vla_bench.registry import broken_plugins, plugin_paths, unimportable
 from vla_bench.simulators import can_be_written, known_bad, pin, requirements, temporary_folder, usual_caches
+from vla_bench.text import terminal_text
 
 _OURS = "vla-bench"
 _BASE = ("gymnasium", "numpy", "pandas", "pyarrow")  # looked for even where our own metadata is missing
@@ -75,7 +76,7 @@ def render_text(checks: Sequence[Check]) -> str:
         lines.append(f"{_mark(check):<9}{check.name:<{width}}  {check.detail}")
         if check.fix:
             lines.append(f"{'':<9}{'':<{width}}  fix: {check.fix}")
-    return "\n".join([*lines, "", _summary(checks)])
+    return terminal_text([lines, [_summary(checks)]])
 
 
 def _summary(checks: Sequence[Check]) -> str:
@@ -85,9 +86,9 @@ def _summary(checks: Sequence[Check]) -> str:
     return f"Nothing can be concluded: see {' and '.join(unclear)}." if unclear else "No problem found."
 
 
-def to_json(checks: Sequence[Check]) -> str:
-    """The same as JSON: {"ok": bool, "checks": [{name, ok, detail, fix, inconclusive}, ...]}."""
-    return json.dumps({"ok": exit_code(checks) == 0, "checks": [asdict(check) for check in checks]}, indent=2)
+def to_json(checks: Sequence[Check]) -> dict[str, object]:
+    """The same as JSON values: {"ok": bool, "checks": [{name, ok, detail, fix, inconclusive}, ...]}."""
+    return {"ok": exit_code(checks) == 0, "checks": [asdict(check) for check in checks]}
 
 
 def exit_code(checks: Sequence[Check]) -> int:

@@ -33,6 +33,7 @@ from vla_bench.stats import Interval
 from vla_bench.stats_anytime import confidence_sequence, paired_confidence_sequence, paired_e_value
 from vla_bench.store import ERRORS, RunStore
 from vla_bench.tables import cause, films_lost
+from vla_bench.text import terminal_text
 from vla_bench.types import Episode, EpisodeResult
 from vla_bench.watch import board
 
@@ -466,7 +467,7 @@ def render_text(result: Duel) -> str:
         [_spent(result), *_whereabouts(result)],
         [*_unjudged(result), *_unlike(score), _sentence(result)],
     ]
-    return "\n\n".join("\n".join(section) for section in sections)
+    return terminal_text(sections)
 
 
 def _line(name: str, policy: str, successes: int, pairs: int, interval: Interval) -> str:

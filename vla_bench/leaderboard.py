@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -34,6 +33,15 @@ from vla_bench.stats_paired import mcnemar, paired_difference
 from vla_bench.stats_tasks import TaskMean, clustered_rate
 from vla_bench.stats_unpaired import boschloo, fisher, newcombe_difference
 from vla_bench.store import KEY
+from vla_bench.text import (
+    for_markdown,
+    for_terminal,
+    markdown_code,
+    markdown_list,
+    markdown_table,
+    terminal_text,
+    widths,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -358,11 +366,11 @@ def _board_json(board: Board) -> dict[str, object]:
 
 def render_text(leaderboard: Leaderboard) -> str:
     """Aligned tables for a terminal."""
-    parts = [_board_text(board) for board in leaderboard.boards]
+    sections = [section for board in leaderboard.boards for section in _board_lines(board)]
     if reference := published_tables(leaderboard):
-        titled = [f"{title}\n{_aligned(rows)}" for title, rows in reference]
-        parts.append(f"=== Reference: {NOTICE} ===\n\n" + "\n\n".join(titled))
-    return "\n\n".join([*parts, *unreadable_lines(leaderboard)])
+        titled = [[title, *_aligned(rows)] for title, rows in reference]
+        sections += [[f"=== Reference: {NOTICE} ==="], *titled]
+    return terminal_text([*sections, *([line] for line in unreadable_lines(leaderboard))])
 
 
 def render_markdown(leaderboard: Leaderboard) -> str:
@@ -371,8 +379,8 @@ def render_markdown(leaderboard: Leaderboard) -> str:
     parts = ["# Leaderboard", *explained, LETTERS_EXPLAINED, *map(_board_markdown, leaderboard.boards)]
     if reference := published_tables(leaderboard):
         parts.append(f"## Reference: {NOTICE}")
-        parts += [f"{title}\n\n{pipe_table(rows)}" for title, rows in reference]
-    parts += [_bullets(unreadable_lines(leaderboard))] if leaderboard.unreadable else []
+        parts += [f"{title}\n\n{markdown_table(rows)}" for title, rows in reference]
+    parts += [markdown_list(unreadable_lines(leaderboard))] if leaderboard.unreadable else []
     return "\n\n".join(parts)
 
 
@@ -468,16 +476,16 @@ def interval_text(comparison: Comparison) -> str:
     return f"{low:+.2f} – {high:+.2f}" if comparison.links else f"{100 * low:+.1f} – {100 * high:+.1f} pp"
 
 
-def _board_text(board: Board) -> str:
+def _board_lines(board: Board) -> list[list[str]]:
     title = f"=== {board.title}, protocol {board.protocol_hash} ==="
     notes = [f"  {note}" for note in (*board.notes, *broken_lines(board))]
-    return "\n".join([title, "", _aligned(standings_table(board)), *([""] if notes else []), *notes])
+    return [[title], _aligned(standings_table(board)), notes]
 
 
 def _board_markdown(board: Board) -> str:
-    parts = [f"## {markdown_text(board.title)}, protocol `{board.protocol_hash}`", pipe_table(standings_table(board))]
+    title = f"## {for_markdown(board.title)}, protocol {markdown_code(board.protocol_hash)}"
     notes = [*board.notes, *broken_lines(board)]
-    return "\n\n".join([*parts, *([_bullets(notes)] if notes else [])])
+    return "\n\n".join(filter(None, [title, markdown_table(standings_table(board)), markdown_list(notes)]))
 
 
 def published_tables(leaderboard: Leaderboard) -> list[tuple[str, list[tuple[str, ...]]]]:
@@ -503,13 +511,6 @@ def published_tables(leaderboard: Leaderboard) -> list[tuple[str, list[tuple[str
 def unreadable_lines(leaderboard: Leaderboard) -> list[str]:
     """A sentence for every run directory that was left out."""
     return [f"Left out: {why}" for why in leaderboard.unreadable]
-
-
-def pipe_table(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose first row is the header; numbers to the right."""
-    first, *others = [[markdown_text(cell) for cell in row] for row in rows]
-    rule = ["---"] + ["---:"] * (len(first) - 1)
-    return "\n".join(f"| {' | '.join(row)} |" for row in (first, rule, *others))
 
 
 def percent(rate: float | None) -> str:
@@ -538,20 +539,12 @@ def _plain(value: float | None) -> str:
     return "-" if value is None else f"{value:g}"
 
 
-def markdown_text(text: str) -> str:
-    """The text in one line that neither ends a cell nor begins a tag."""
-    return re.sub(r"([|<])", r"\\\1", " ".join(text.split()))
-
-
-def _bullets(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {markdown_text(line)}" for line in lines)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Columns whose first row is the header: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    shown = [[for_terminal(cell) for cell in row] for row in rows]
+    first, *others = widths(shown)
     lines = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
+        "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, others, strict=True))])
+        for name, *cells in shown
     ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    return [lines[0], "-" * len(lines[0]), *lines[1:]]

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 
 from vla_bench.leaderboard import (
     LETTERS_EXPLAINED,
@@ -22,25 +18,8 @@ from vla_bench.leaderboard import (
     to_json,
     unreadable_lines,
 )
+from vla_bench.text import csv_text, for_html, for_latex, json_text
 
-_LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "–": "--",
-    "“": "``",
-    "”": "''",
-    "’": "'",
-    "…": r"\ldots{}",
-    "†": r"\dag{}",
-    "π": r"$\pi$",
-    "α": r"$\alpha$",
-    "₀": "$_0$",
-}
-"""What LaTeX reads as a command, and what its default fonts do not have."""
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:75rem;padding:0 1rem}"
     "table{border-collapse:collapse;display:block;overflow-x:auto}"
@@ -51,7 +30,7 @@ _STYLE = (
 
 def render_json(leaderboard: Leaderboard) -> str:
     """All of it, for programs."""
-    return json.dumps(to_json(leaderboard), indent=2, ensure_ascii=False, allow_nan=False)
+    return json_text(to_json(leaderboard), indent=2, allow_nan=False)
 
 
 def render_csv(leaderboard: Leaderboard) -> str:
@@ -61,11 +40,7 @@ def render_csv(leaderboard: Leaderboard) -> str:
                  if standing.chains), default=0)  # fmt: skip
     columns = [*_csv_row(leaderboard.boards[0], leaderboard.boards[0].standings[0])]
     columns += [name for n in range(1, links + 1) if (name := f"at_least_{n}") not in columns]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().rstrip("\n")
+    return csv_text(columns, rows).rstrip("\n")
 
 
 def _csv_row(board: Board, standing: Standing) -> dict[str, object]:
@@ -106,27 +81,22 @@ def render_latex(leaderboard: Leaderboard) -> str:
         for board in leaderboard.boards
     ]  # fmt: skip
     tables += [_latex_table(title, rows, ()) for title, rows in published_tables(leaderboard)]
-    return "\n\n".join([*tables, *(f"% {latex_text(line)}" for line in unreadable_lines(leaderboard))])
+    return "\n\n".join([*tables, *(f"% {for_latex(line)}" for line in unreadable_lines(leaderboard))])
 
 
 def _latex_table(caption: str, rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
-    head, *body = (" & ".join(map(latex_text, row)) + r" \\" for row in rows)
+    head, *body = (" & ".join(map(for_latex, row)) + r" \\" for row in rows)
     return "\n".join(
         [
             r"\begin{table}\centering\footnotesize",
-            rf"\caption{{{latex_text(caption)}}}",
+            rf"\caption{{{for_latex(caption)}}}",
             rf"\begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}",
             *(r"\hline", head, r"\hline", *body, r"\hline"),
             r"\end{tabular}",
-            *(rf"\par {latex_text(note)}" for note in notes),
+            *(rf"\par {for_latex(note)}" for note in notes),
             r"\end{table}",
         ]
     )
-
-
-def latex_text(text: str) -> str:
-    """The text in one line, as LaTeX prints it."""
-    return "".join(_LATEX.get(letter, letter) for letter in " ".join(text.split()))
 
 
 def render_html(leaderboard: Leaderboard) -> str:
@@ -134,23 +104,23 @@ def render_html(leaderboard: Leaderboard) -> str:
     parts = ["<h1>Leaderboard</h1>", *map(_paragraph, dict.fromkeys(map(scores_explained, leaderboard.boards)))]
     parts.append(_paragraph(LETTERS_EXPLAINED))
     for board in leaderboard.boards:
-        parts += [f"<h2>{escape(board.title)}, protocol <code>{escape(board.protocol_hash)}</code></h2>"]
+        parts += [f"<h2>{for_html(board.title)}, protocol <code>{for_html(board.protocol_hash)}</code></h2>"]
         parts += [_html_table(standings_table(board)), *map(_paragraph, [*board.notes, *broken_lines(board)])]
     for title, rows in published_tables(leaderboard):
-        parts += [f"<h2>{escape(title)}</h2>", _html_table(rows)]
+        parts += [f"<h2>{for_html(title)}</h2>", _html_table(rows)]
     parts += map(_paragraph, unreadable_lines(leaderboard))
     head = f'<meta charset="utf-8"><title>Leaderboard</title><style>{_STYLE}</style>'
     return "\n".join(["<!doctype html>", f'<html lang="en"><head>{head}</head><body>', *parts, "</body></html>"])
 
 
 def _paragraph(text: str) -> str:
-    return f"<p>{escape(text)}</p>"
+    return f"<p>{for_html(text)}</p>"
 
 
 def _html_table(rows: Sequence[Sequence[str]]) -> str:
     head, *body = rows
-    lines = [f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in body]
-    titles = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    lines = [f"<tr>{''.join(f'<td>{for_html(cell)}</td>' for cell in row)}</tr>" for row in body]
+    titles = "".join(f'<th scope="col">{for_html(cell)}</th>' for cell in head)
     return "\n".join([f"<table><thead><tr>{titles}</tr></thead><tbody>", *lines, "</tbody></table>"])
 
 

@@ -15,11 +15,10 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vla_bench.tables import shorten
+from vla_bench.text import for_html, shorten
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,7 +104,7 @@ def inline_svg(svg: str, prefix: str, title: str) -> str:
         body = body.replace(colour, f"var({variable})")
     body = _own_ids(body, prefix)
     width = re.search(r'width="([\d.]+)pt"', body)
-    label = f'role="img" aria-label="{escape(title)}" style="--natural: {width.group(1) if width else 0}pt"'
+    label = f'role="img" aria-label="{for_html(title)}" style="--natural: {width.group(1) if width else 0}pt"'
     return re.sub(
         r'<svg ([^>]*?)width="[\d.]+pt" height="[\d.]+pt"', lambda m: f"<svg {label} {m.group(1)}", body, count=1
     )
@@ -319,9 +318,8 @@ def _look(number: int) -> tuple[str, str]:
 
 
 def _names(names: Sequence[str], width: int) -> list[str]:
-    """Short names without what a drawing cannot hold: line breaks, control characters, a dollar read as mathematics."""
-    plain = ["".join(letter if letter.isprintable() else "?" for letter in " ".join(name.split())) for name in names]
-    return [name.replace("$", r"\$") for name in shorten(plain, width)]
+    """Short names in letters that can be seen; a dollar is no beginning of mathematics."""
+    return [name.replace("$", r"\$") for name in shorten(names, width)]
 
 
 def _cells(values: object) -> list[tuple[tuple[int, int], float]]:

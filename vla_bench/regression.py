@@ -39,7 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_bench.baseline import Baseline, frame, latency_p50, read_baseline
-from vla_bench.compare import check_alpha, escaped, pipes, probability
+from vla_bench.compare import check_alpha, probability
 from vla_bench.errors import EXIT_DONE, EXIT_NOT_COMPARABLE, EXIT_REGRESSION, EXIT_UNDECIDED, UsageError
 from vla_bench.pairing import (
     Discordant,
@@ -59,7 +59,16 @@ from vla_bench.stats_chains import exact_sign_flip, mean_interval
 from vla_bench.stats_many import holm
 from vla_bench.stats_paired import mcnemar, paired_difference
 from vla_bench.store import KEY, RunInfo, read_info
-from vla_bench.tables import aligned, load, marked, shorten, stopping_notes
+from vla_bench.tables import load, marked, stopping_notes
+from vla_bench.text import (
+    aligned,
+    for_markdown_line,
+    for_terminal,
+    markdown_list,
+    markdown_table,
+    shorten,
+    terminal_text,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -165,9 +174,9 @@ class Gate:
 
     @property
     def message(self) -> str:
-        """The verdict and why, in a few sentences."""
+        """The verdict and why, in a few sentences that can be printed."""
         accepted = ", which counts as passed" if self.passed and self.verdict != "pass" else ""
-        return f"{_capital(self.verdict)}{accepted}: {' '.join(self.reasons)}"
+        return for_terminal(f"{_capital(self.verdict)}{accepted}: {' '.join(self.reasons)}")
 
 
 def check(
@@ -269,16 +278,19 @@ def to_json(gate: Gate) -> dict[str, object]:
 def render_text(gate: Gate) -> str:
     """The gate for a terminal of 100 columns, the verdict last."""
     sections = [_table(gate), listed(gate), _latency_lines(gate), list(gate.notes), [gate.message]]
-    return "\n\n".join("\n".join(section) for section in sections if section)
+    return terminal_text(sections)
 
 
 def render_markdown(gate: Gate) -> str:
     """Verdict, table and discordant episodes for a step summary or a pull request, with full names."""
-    parts = [[f"### vla-bench check: {gate.verdict}"], [" ".join(gate.reasons)]]
+    parts = [f"### vla-bench check: {gate.verdict}", for_markdown_line(" ".join(gate.reasons))]
     if gate.overall:
-        parts.append(pipes([_header(gate), *([row.task, *_cells(row)] for row in (*gate.tasks, gate.overall))]))
-    parts += [[f"- {escaped(line)}" for line in listed(gate)[1:]], _latency_lines(gate), list(gate.notes)]
-    return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
+        parts.append(
+            markdown_table([_header(gate), *((row.task, *_cells(row)) for row in (*gate.tasks, gate.overall))])
+        )
+    parts.append(markdown_list(listed(gate)[1:]))
+    parts += ["\n".join(map(for_markdown_line, lines)) for lines in (_latency_lines(gate), gate.notes)]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _header(gate: Gate) -> tuple[str, ...]:

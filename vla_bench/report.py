@@ -37,7 +37,6 @@ from vla_bench.leaderboard import (
     number,
     p_text,
     percent,
-    pipe_table,
     scores_explained,
     span,
     standings_table,
@@ -46,6 +45,17 @@ from vla_bench.sections import Entrant, Found, Run, Section, as_json, load_runs,
 from vla_bench.stats import Interval
 from vla_bench.store import KEY
 from vla_bench.tables import utf8
+from vla_bench.text import (
+    for_csv,
+    for_html,
+    for_markdown,
+    for_markdown_line,
+    json_text,
+    markdown_code,
+    markdown_list,
+    markdown_table,
+    visible,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -269,38 +279,40 @@ def _task_rows(chapters: Sequence[Chapter]) -> pd.DataFrame:
 
 
 def _csv(rows: pd.DataFrame) -> str:
-    return str(rows.to_csv(index=False))
+    import pandas as pd
+
+    texts = [name for name in map(str, rows) if not pd.api.types.is_numeric_dtype(rows[name])]
+    return str(rows.assign(**{name: rows[name].map(_csv_cell) for name in texts}).to_csv(index=False))
+
+
+def _csv_cell(value: object) -> object:
+    return for_csv(value) if isinstance(value, str) else value
 
 
 # --- Markdown ---
 
 
 def _markdown(chapters: Sequence[Chapter], drawings: Mapping[str, Sequence[Drawing]], found: Found) -> str:
-    parts = [f"# {_plain(_title(chapters))}", *(f"Left out: {_plain(why)}" for why in found.unreadable)]
+    parts = [f"# {for_markdown(_title(chapters))}", *(f"Left out: {for_markdown(why)}" for why in found.unreadable)]
     for chapter in chapters:
         board = chapter.board
-        parts += [f"## {_plain(board.title)}, protocol `{board.protocol_hash}`", _plain(_verdict(board))]
+        parts += [f"## {for_markdown(board.title)}, protocol {markdown_code(board.protocol_hash)}"]
         notes = [*board.notes, *broken_lines(board)]
-        parts += ["\n".join(f"- {_plain(note)}" for note in notes)] if notes else []
-        parts += [pipe_table(standings_table(board)), LETTERS_EXPLAINED]
-        parts += [pipe_table(comparisons_table(board))] if board.comparisons else []
+        parts += [for_markdown_line(_verdict(board)), *([markdown_list(notes)] if notes else [])]
+        parts += [markdown_table(standings_table(board)), LETTERS_EXPLAINED]
+        parts += [markdown_table(comparisons_table(board))] if board.comparisons else []
         parts += [f"![{drawing.caption}](figures/{drawing.name}.png)" for drawing in drawings[chapter.id]]
-        parts += ["### Rates per task", pipe_table(_tasks_table(chapter))]
-        parts += ["### Latency", pipe_table(_latency_table(chapter))]
+        parts += ["### Rates per task", markdown_table(_tasks_table(chapter))]
+        parts += ["### Latency", markdown_table(_latency_table(chapter))]
         if grounding := _grounding_table(chapter):
-            parts += ["### Grounding", GROUNDING_EXPLAINED, pipe_table(grounding)]
+            parts += ["### Grounding", GROUNDING_EXPLAINED, markdown_table(grounding)]
         parts += ["### Protocol", _fenced(chapter.section.protocol)]
         parts += ["### Provenance", *(_fenced(as_json(run)["provenance"]) for run in _runs(chapter))]
     return "\n\n".join(parts) + "\n"
 
 
-def _plain(text: str) -> str:
-    """One line that Markdown prints as it is."""
-    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(text.split()))
-
-
 def _fenced(value: object) -> str:
-    return f"```json\n{json.dumps(value, indent=1, ensure_ascii=False, default=str)}\n```"
+    return f"```json\n{json_text(value, indent=1)}\n```"
 
 
 # --- the page ---
@@ -310,13 +322,13 @@ def _page(chapters: Sequence[Chapter], drawings: Mapping[str, Sequence[Drawing]]
     films = _Films(folder, FILM_BYTES // len(chapters))
     sections = [_section(chapter, drawings[chapter.id], films) for chapter in chapters]
     contents = "".join(
-        f'<li><a href="#{chapter.id}">{escape(chapter.board.title)}</a> '
-        f"<code>{escape(chapter.board.protocol_hash)}</code></li>"
+        f'<li><a href="#{chapter.id}">{for_html(chapter.board.title)}</a> '
+        f"<code>{for_html(chapter.board.protocol_hash)}</code></li>"
         for chapter in chapters
     )
     return _fill(
         _asset("report.html"),
-        title=escape(_title(chapters)),
+        title=for_html(_title(chapters)),
         css=_asset("report.css"),
         js=_asset("report.js"),
         facts=_facts(chapters),
@@ -333,9 +345,9 @@ def _section(chapter: Chapter, drawings: Sequence[Drawing], films: _Films) -> st
     return _fill(
         _asset("section.html"),
         id=chapter.id,
-        title=escape(board.title),
-        hash=escape(board.protocol_hash),
-        verdict=escape(_verdict(board)),
+        title=for_html(board.title),
+        hash=for_html(board.protocol_hash),
+        verdict=for_html(_verdict(board)),
         notes=_notes(board.notes),
         standings=_standings(chapter),
         legend=_legend(board),
@@ -386,7 +398,7 @@ def _facts(chapters: Sequence[Chapter]) -> str:
     }
     if not machines:
         del facts["machine"]
-    return "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
+    return "".join(f"<div><dt>{name}</dt><dd>{for_html(value)}</dd></div>" for name, value in facts.items())
 
 
 def _verdict(board: Board) -> str:
@@ -440,7 +452,7 @@ def _against(comparison: Comparison, other: Standing) -> str:
 
 
 def _notes(notes: Sequence[str]) -> str:
-    return f'<ul class="notes">{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ul>' if notes else ""
+    return f'<ul class="notes">{"".join(f"<li>{for_html(note)}</li>" for note in notes)}</ul>' if notes else ""
 
 
 def _standings(chapter: Chapter) -> str:
@@ -455,18 +467,18 @@ def _standings(chapter: Chapter) -> str:
 
 def _standing_cells(standing: Standing, chapter: Chapter) -> dict[str, str]:
     colour = f"var(--series-{chapter.looks[standing.label] % len(plots.SERIES)})"
-    like, checkpoint = standing.like_these, escape(short_checkpoint(standing.checkpoint))
+    like, checkpoint = standing.like_these, for_html(short_checkpoint(standing.checkpoint))
     if links_on(chapter.board):
         like = None
     return {
-        "policy": f'<span class="swatch" style="background:{colour}"></span>{escape(standing.name)}',
+        "policy": f'<span class="swatch" style="background:{colour}"></span>{for_html(standing.name)}',
         **_score_cells(standing, links_on(chapter.board), colour),
         "tasks like these": span(like.interval) if like else "–",
-        "letters": escape(standing.letters) or "–",
+        "letters": for_html(standing.letters) or "–",
         "p50 ms": number(standing.latency_p50_ms),
         "Hz": number(standing.attainable_hz),
         "broken": _broken_cell(standing),
-        "checkpoint": f'<code title="{escape(standing.checkpoint)}">{checkpoint}</code>' if checkpoint else "–",
+        "checkpoint": f'<code title="{for_html(standing.checkpoint)}">{checkpoint}</code>' if checkpoint else "–",
         "date": standing.date,
     }
 
@@ -514,23 +526,23 @@ def _legend(board: Board) -> str:
             "Broken episodes have no verdict; beside their number, the share of solved ones if all failed and if all "
             "succeeded."
         )
-    return escape(" ".join(parts))
+    return for_html(" ".join(parts))
 
 
 def _figure(drawing: Drawing) -> str:
     links = "".join(f' <a href="figures/{drawing.name}.{kind}">{kind.upper()}</a>' for kind in ("svg", "png"))
-    caption = f"<figcaption><b>{drawing.caption}</b> <span>{escape(drawing.remark)}</span>{links}</figcaption>"
+    caption = f"<figcaption><b>{drawing.caption}</b> <span>{for_html(drawing.remark)}</span>{links}</figcaption>"
     return f'<figure{" class=wide" * drawing.wide}>{caption}<div class="drawing">{drawing.svg}</div></figure>'
 
 
 def _folded(title: str, content: str) -> str:
-    return f'<details><summary>{escape(title)}</summary><div class="scroll">{content}</div></details>'
+    return f'<details><summary>{for_html(title)}</summary><div class="scroll">{content}</div></details>'
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
     """An HTML table whose first row is the header."""
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in rows[0])
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows[1:])
+    head = "".join(f'<th scope="col">{for_html(cell)}</th>' for cell in rows[0])
+    body = "".join(f"<tr>{''.join(f'<td>{for_html(cell)}</td>' for cell in row)}</tr>" for row in rows[1:])
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
@@ -596,22 +608,24 @@ def _grounding_cells(label: str, row: GroundingRow) -> tuple[str, ...]:
 def _grounding(chapter: Chapter) -> str:
     if not (rows := _grounding_table(chapter)):
         return ""
-    explained = f'<p class="fine">{escape(GROUNDING_EXPLAINED)}</p>'
+    explained = f'<p class="fine">{for_html(GROUNDING_EXPLAINED)}</p>'
     return _folded("Grounding: what the policies looked at", f"{explained}{_table(rows)}")
 
 
 def _facts_table(values: Mapping[str, object]) -> str:
-    rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(_text(value))}</td></tr>" for name, value in values.items())
+    rows = "".join(
+        f"<tr><td>{for_html(name)}</td><td>{for_html(_text(value))}</td></tr>" for name, value in values.items()
+    )
     return f'<table class="facts-table"><tbody>{rows}</tbody></table>'
 
 
 def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return value if isinstance(value, str) else json_text(value)
 
 
 def _provenance(run: Run) -> str:
-    said = json.dumps(as_json(run) | {"protocol": run.info.protocol_hash}, indent=1, ensure_ascii=False, default=str)
-    return f"<details><summary><code>{escape(str(run.path))}</code></summary><pre>{escape(said)}</pre></details>"
+    said = json_text(as_json(run) | {"protocol": run.info.protocol_hash}, indent=1)
+    return f"<details><summary><code>{for_html(str(run.path))}</code></summary><pre>{escape(said)}</pre></details>"
 
 
 def _runs(chapter: Chapter) -> list[Run]:
@@ -626,7 +640,7 @@ def _footer() -> str:
     except PackageNotFoundError:
         release = ""
     return (
-        f'Made by vla-bench {escape(release)}. The same numbers: <a href="report.md">report.md</a>, '
+        f'Made by vla-bench {for_html(release)}. The same numbers: <a href="report.md">report.md</a>, '
         '<a href="episodes.csv">episodes.csv</a>, <a href="tasks.csv">tasks.csv</a>, <a href="figures/">figures</a>.'
     )
 
@@ -667,7 +681,7 @@ class _Strings:
         self._numbers = dict[str, int]()
 
     def index(self, text: str) -> int:
-        return self._numbers.setdefault(text, len(self._numbers)) if text else -1
+        return self._numbers.setdefault(visible(text), len(self._numbers)) if text else -1
 
     @property
     def texts(self) -> list[str]:
@@ -757,8 +771,8 @@ def _data_url(jpeg: bytes) -> str:
 def _gallery(films: Sequence[Film]) -> str:
     """The first strips, the others folded away."""
     shown = [
-        f'<figure><a class="film" href="{escape(film.link)}">{_picture(film)}</a>'
-        f"<figcaption>{escape(film.label)}</figcaption></figure>"
+        f'<figure><a class="film" href="{for_html(film.link)}">{_picture(film)}</a>'
+        f"<figcaption>{for_html(film.label)}</figcaption></figure>"
         for film in films
     ]
     first, more = "".join(shown[:FIRST_FILMS]), "".join(shown[FIRST_FILMS:])
@@ -770,4 +784,4 @@ def _gallery(films: Sequence[Film]) -> str:
 def _picture(film: Film) -> str:
     if not film.strip:
         return "watch the film"
-    return f'<img src="{film.strip}" alt="{escape(f"Film strip of {film.label}")}" loading="lazy">'
+    return f'<img src="{film.strip}" alt="{for_html(f"Film strip of {film.label}")}" loading="lazy">'

@@ -19,6 +19,7 @@ from vla_bench.errors import PolicyFailure, UsageError, in_a_line, message_of
 from vla_bench.grounding import score
 from vla_bench.overlay import overlaid
 from vla_bench.registry import insist_on_env
+from vla_bench.text import for_terminal
 from vla_bench.types import (
     Attention,
     Env,
@@ -386,7 +387,8 @@ class Stage:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            _LOG.warning("vla-bench: the environment of %s raised in close: %s", self._task, in_a_line(error))
+            said = f"the environment of {self._task} raised in close: {in_a_line(error)}"
+            _LOG.warning("vla-bench: %s", for_terminal(said))
         del env
         gc.collect()  # simulators hold cycles; the next scene must not come on top of this one
 

@@ -28,6 +28,7 @@ from vla_bench.errors import UsageError, unwritable
 from vla_bench.files import append, opened, remove, temporary_of, truncate, write, write_whole
 from vla_bench.lock import LOCK, STAND_IN, Found, Lock, take
 from vla_bench.renderers import without_renderer
+from vla_bench.text import for_log, for_terminal
 from vla_bench.types import Episode, EpisodeResult, Float32, Inference
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ class RunStore:
     def log_error(self, heading: str, trace: str) -> None:
         """Keeps a traceback for whoever wants to mend what broke; where that fails, a note."""
         try:
-            append(self.path / ERRORS, f"{heading}\n{trace}\n".encode("utf-8", "backslashreplace"))  # names of files
+            append(self.path / ERRORS, f"{for_terminal(heading)}\n{for_log(trace)}\n\n".encode())
         except OSError as error:
             self.notes.append(str(unwritable(self.path / ERRORS, error)))
 

@@ -14,6 +14,7 @@ from vla_bench.grounding_table import TITLE, GroundingRow, grounding_rows, groun
 from vla_bench.renderers import MARK, Drawn, pixels_sentence, within
 from vla_bench.stats import Interval, bounds, percentile, samples_needed, wilson
 from vla_bench.store import RunInfo
+from vla_bench.text import aligned, for_markdown_line, markdown_table, shorten, terminal_text, visible, widths
 from vla_bench.types import EpisodeResult
 from vla_bench.video import NOT_FILMED
 
@@ -224,7 +225,7 @@ def cause(errors: Sequence[tuple[str, str]]) -> str:
         return ""
     name, message = errors[0]
     said = f"{name}: {message}".strip(" .:") or "no error was noted"
-    said = "".join(letter if letter.isprintable() else " " for letter in said)
+    said = visible(said)
     short = said if len(said) <= LONGEST_CAUSE else said[: LONGEST_CAUSE - 1] + "…"
     hit = [error for error, _ in errors].count(name)
     return f"{short} ({hit} of {len(errors)})" if len(errors) > 1 else short
@@ -319,46 +320,26 @@ def render_text(summary: RunSummary) -> str:
         _speed_lines(summary),
         list(summary.notes),
     ]
-    return "\n\n".join("\n".join(section) for section in sections if section)
+    return terminal_text(sections)
 
 
 def render_markdown(summary: RunSummary) -> str:
     """The table of tasks, or of chains, for a README or a paper, with full names."""
-    return "\n\n".join([*_markdown_tables(summary), *filter(None, [summary.pixels]), *summary.notes])
+    notes = [*filter(None, [summary.pixels]), *summary.notes]
+    return "\n\n".join([*_markdown_tables(summary), *map(for_markdown_line, notes)])
 
 
 def _markdown_tables(summary: RunSummary) -> list[str]:
     if summary.chains:
-        return [_piped(rows) for rows in _chain_tables(summary.chains, summary.pixels)]
-    names = [row.task.replace("|", "\\|") for row in summary.tasks]
-    rows = [[name, *_cells(row)] for name, row in zip(names, summary.tasks, strict=True)]
-    rows.append([f"**{cell}**" for cell in ("overall", *_cells(summary.overall))])
-    return [_piped([marked(HEADER, summary.pixels), *rows])]
+        return [markdown_table(rows) for rows in _chain_tables(summary.chains, summary.pixels)]
+    rows = [(row.task, *_cells(row)) for row in summary.tasks]
+    total = " | ".join(f"**{cell}**" for cell in ("overall", *_cells(summary.overall)))
+    return [f"{markdown_table([marked(HEADER, summary.pixels), *rows])}\n| {total} |"]
 
 
 def marked(header: tuple[str, ...], pixels: str) -> tuple[str, ...]:
     """The header of a table, with the mark of the sentence on its pixels if there is one."""
     return (f"{header[0]} {MARK}", *header[1:]) if pixels else header
-
-
-def _piped(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose first row is the header; numbers to the right."""
-    rule = ["---"] + ["---:"] * (len(rows[0]) - 1)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (rows[0], rule, *rows[1:]))
-
-
-def shorten(names: Sequence[str], width: int) -> list[str]:
-    """Names of at most `width` characters, cut near the middle where it keeps as many of them as can be distinct."""
-
-    def cut(name: str, head: int) -> str:
-        tail = width - 1 - head
-        return name if len(name) <= width else f"{name[:head]}…{name[len(name) - tail :]}"
-
-    def merit(head: int) -> tuple[int, int]:
-        return len({cut(name, head) for name in names}), -abs(2 * head - width)
-
-    best = max(range(width), key=merit)
-    return [cut(name, best) for name in names]
 
 
 def _table(summary: RunSummary) -> list[str]:
@@ -367,7 +348,7 @@ def _table(summary: RunSummary) -> list[str]:
     if summary.chains:
         return _chain_lines(summary.chains, summary)
     cells = [HEADER[1:], *(_cells(row) for row in (*summary.tasks, summary.overall))]
-    room = TERMINAL_WIDTH - sum(width + len(" | ") for width in _widths(cells))
+    room = TERMINAL_WIDTH - sum(width + len(" | ") for width in widths(cells))
     first = marked(HEADER, summary.pixels)[0]
     names = [first, *shorten([row.task for row in summary.tasks], room), "overall"]
     header, rule, *lines, total = aligned([[name, *row] for name, row in zip(names, cells, strict=True)])
@@ -400,20 +381,6 @@ def _share_cells(share: Share) -> tuple[str, ...]:
     return share.name, f"{share.done}/{share.n}", rate, f"{100 * share.low:.1f} – {100 * share.high:.1f} %"
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table whose first row is the header: names to the left, numbers to the right."""
-    first, *others = _widths(rows)
-    lines = [
-        " | ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, others, strict=True))])
-        for name, *cells in rows
-    ]
-    return [lines[0], "-+-".join("-" * width for width in (first, *others)), *lines[1:]]
-
-
-def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
-    return [max(map(len, column)) for column in zip(*rows, strict=True)]
-
-
 def _cells(row: TaskRow) -> tuple[str, ...]:
     rate = "-" if row.rate is None else f"{100 * row.rate:.1f} %"
     steps = "-" if row.mean_steps is None else f"{row.mean_steps:.1f}"
@@ -433,7 +400,7 @@ def _grounding_lines(rows: Sequence[GroundingRow]) -> list[str]:
     if not rows:
         return []
     cells = [grounding_text(row)[1:] for row in rows]
-    room = TERMINAL_WIDTH - sum(width + len(" | ") for width in _widths([GROUNDING_HEADER[1:], *cells]))
+    room = TERMINAL_WIDTH - sum(width + len(" | ") for width in widths([GROUNDING_HEADER[1:], *cells]))
     names = shorten([row.task for row in rows], room)
     without = rows[-1].without
     said = [f"left out: {without} inferences with nothing of it in view (+)"] if without else []

@@ -270,6 +270,7 @@ def _work_watched(work: Callable[[], int], stacks: int, parent: int) -> int:
 
 def _last_resort(work: Callable[[], int]) -> int:
     from vla_bench.errors import EXIT_BUG, EXIT_INTERRUPTED
+    from vla_bench.text import for_log
 
     try:
         code = work()
@@ -280,7 +281,7 @@ def _last_resort(work: Callable[[], int]) -> int:
         _say("interrupted.")
         code = EXIT_INTERRUPTED
     except BaseException:
-        traceback.print_exc()
+        print(for_log(traceback.format_exc()), file=sys.stderr)
         code = EXIT_BUG
     finish(code)
     return code
