@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vla_bench.errors import UsageError
+from vla_bench.errors import UsageError, unwritable
+from vla_bench.files import make_folder, sync_folder, sync_tree
 from vla_bench.text import markdown_list
 
 from .normalisation import Affine
@@ -80,23 +83,41 @@ def read_ours(path: str | Path, policy: str) -> Checkpoint:
 
 
 def write_ours(path: str | Path, checkpoint: Checkpoint) -> None:
-    """Write a new directory; it appears whole or not at all. Raises UsageError when there is something already."""
-    from safetensors.torch import save_file
-
+    """Write a new directory; it appears whole or not at all. Raises UsageError when there is something already, and
+    when the disk does not take it."""
     folder = Path(path)
     if folder.exists():
         raise UsageError(f"{folder} exists already; name a new directory.")
     partial = folder.with_name(folder.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
+    try:
+        make_folder(partial)
+        _write_into(partial, checkpoint)
+        sync_tree(partial)
+        partial.rename(folder)
+        sync_folder(folder.parent)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise unwritable(folder, error) from error
+
+
+def _write_into(partial: Path, checkpoint: Checkpoint) -> None:
+    """Raises OSError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     maps = {name: map_.as_json() for name, map_ in checkpoint.normalisation.items()}
     _write_json(partial / CONFIG, {"format": FORMAT, **checkpoint.config})
     _write_json(partial / NORMALISATION, maps)
-    save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, partial / WEIGHTS)
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, partial / WEIGHTS)
+    except SafetensorError as error:
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+        raise
     shutil.copymode(partial / CONFIG, partial / WEIGHTS)  # safetensors lets nobody else read it
     if checkpoint.tokenizer is not None:
         (partial / TOKENIZER).write_text(checkpoint.tokenizer, encoding="utf-8")
     (partial / CARD).write_text(_card(checkpoint), encoding="utf-8")
-    partial.rename(folder)
 
 
 def _card(checkpoint: Checkpoint) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vla_bench.errors import UsageError
+from vla_bench.files import replacing
 from vla_bench.learning import Recipe, Samples, Weights
 
 from .augmentation import jittered, randomly_cropped
@@ -111,9 +112,13 @@ class Trainer:
             "average": self.average,
             "optimiser": self.optimiser.state_dict(),
         }
-        partial = file.with_name(file.name + ".partial")
-        torch.save(state, partial)
-        partial.replace(file)
+        try:
+            with replacing(file) as temporary, temporary.open("wb") as stream:
+                torch.save(state, stream)
+        except RuntimeError as error:  # torch's own, which comes on top of a full disk's
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
 
     def resume(self, file: Path) -> None:
         try:

@@ -64,7 +64,19 @@ LAYERS = (
 """The engine, lowest first: a module imports from its own layer or a lower one, never in a circle."""
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 ADAPTERS = ("envs", "policies")
-FOR_ADAPTERS = {"types", "errors", "learning", "text", "geometry", "images", "stats", "chunking", "gl", "simulators"}
+FOR_ADAPTERS = {
+    "types",
+    "errors",
+    "files",
+    "learning",
+    "text",
+    "geometry",
+    "images",
+    "stats",
+    "chunking",
+    "gl",
+    "simulators",
+}
 """Nouns and pure helpers."""
 EXCEPTIONS = {("policies/replay.py", "recorded"), ("policies/noisy.py", "registry")}
 """Replay plays the actions of stored episodes; noise is put on the actions of any other policy."""

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from vla_bench.demonstrations import Demonstration, View
 from vla_bench.errors import UsageError
+from vla_bench.files import sync_folder, sync_tree
 from vla_bench.recording import Recorded
 from vla_bench.types import Episode, Suite
 
@@ -138,9 +139,11 @@ def write_lerobot(folder: Path, suite: Suite, demos: Iterable[Demonstration]) ->
     features, written = features_of(suite), _Written()
     _write_data(half, features, demos, written)
     _write_meta(half, suite, features, written)
+    sync_tree(half)
     if folder.exists():
         shutil.rmtree(folder)
     half.rename(folder)
+    sync_folder(folder.parent)
     return folder
 
 

@@ -9,7 +9,6 @@ workers, and after any number of interruptions.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 import traceback
@@ -323,8 +322,8 @@ class _Fight:
             self.failure = str(failure)
         finally:
             rounds.close()
-            with contextlib.suppress(UsageError):  # a full disk has had its sentence
-                for corner in self.corners:
+            for corner in self.corners:
+                with corner.store.noting():
                     record_seconds(corner.store, corner.seconds)
 
     def _count(self) -> None:
@@ -384,8 +383,8 @@ def _record_ending(fight: _Fight, policies: tuple[str, str]) -> None:
     """Leaves in both runs how the duel ended: whoever reads them later has to know whether it stopped early."""
     score = fight.score
     ending = {"policies": policies, "verdict": _verdict(score), "pairs": score.seen, "planned": len(fight.order)}
-    with contextlib.suppress(UsageError):  # a full disk has had its sentence
-        for corner in fight.corners:
+    for corner in fight.corners:
+        with corner.store.noting():
             corner.store.record_provenance(duel=ending)
 
 

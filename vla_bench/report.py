@@ -20,7 +20,8 @@ from urllib.parse import quote
 
 from vla_bench import plots, report_data
 from vla_bench.chains import interval_of, length_text, span_text
-from vla_bench.errors import UsageError
+from vla_bench.errors import UsageError, unwritable
+from vla_bench.files import write_whole
 from vla_bench.grounding_table import GroundingRow, estimate_text
 from vla_bench.leaderboard import (
     ALPHA,
@@ -127,9 +128,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path, strict_renderer: b
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         _write_all(found, folder, strict_renderer)
     except OSError as error:
-        raise UsageError(
-            f"The report could not be written to {folder} ({error.strerror or error}): choose another --out."
-        ) from error
+        raise unwritable(folder, error) from error
     return folder / PAGE
 
 
@@ -144,7 +143,7 @@ def _write_all(found: Found, folder: Path, strict_renderer: bool) -> None:
 
 def _write(file: Path, text: str) -> None:
     """Half surrogates, which a simulator's message may hold, become question marks."""
-    file.write_text(text, encoding="utf-8", errors="replace")
+    write_whole(file, text.encode("utf-8", "replace"))
 
 
 def _chapters(found: Found, strict_renderer: bool = False) -> list[Chapter]:

@@ -315,7 +315,7 @@ def _consume(rollouts: Generator[Rollout], config: RunConfig, store: RunStore, w
     finally:
         rollouts.close()
         if not played:
-            with contextlib.suppress(UsageError):  # a full disk has had its sentence
+            with store.noting():
                 store.keep_provenance()
     return _Ending()
 

@@ -147,10 +147,16 @@ class RunStore:
 
     def log_error(self, heading: str, trace: str) -> None:
         """Keeps a traceback for whoever wants to mend what broke; where that fails, a note."""
-        try:
+        with self.noting(), _failure(self.path / ERRORS):
             append(self.path / ERRORS, f"{for_terminal(heading)}\n{for_log(trace)}\n\n".encode())
-        except OSError as error:
-            self.notes.append(str(unwritable(self.path / ERRORS, error)))
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """A UsageError inside becomes a note: what could not be written is no reason to lose what is to be told."""
+        try:
+            yield
+        except UsageError as error:
+            self.notes.append(str(error))
 
     def keep_provenance(self) -> None:
         """Puts back what run.json said before this session, which played nothing."""

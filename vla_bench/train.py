@@ -23,8 +23,8 @@ from typing import Annotated, Any, NamedTuple, Protocol
 
 import tyro
 
-from vla_bench.errors import UsageError
-from vla_bench.files import replacing
+from vla_bench.errors import UsageError, unwritable
+from vla_bench.files import make_folder, write_whole
 from vla_bench.learning import Learner, Recipe, Scales, Teachable, Weights
 from vla_bench.paths import TakesPaths, UserPath
 from vla_bench.provenance import gather
@@ -124,21 +124,31 @@ def train(config: TrainConfig, watcher: Watcher | None = None) -> Trained:
         steps=config.steps, batch_size=config.batch_size, learning_rate=config.learning_rate
     )
     settings = _settings(config, recipe, data)
-    _insist_on_same(config, settings)
-    log = LossLog(config.folder)
-    if Path(config.out).exists():
-        return Trained(Path(config.out), recipe.steps, recipe.steps, log.csv)
-    learnt, held = data.split(config.validation_share)
-    state, action = map(Scales.of, learnt.numbers())
-    learner = policy.learner(recipe, state, action, config.seed, config.threads or _cores())
-    if (config.folder / STATE).is_file():
-        learner.resume(config.folder / STATE)
-    log.go_back(learner.done)
-    _learn(_Lesson(config, policy, learner, recipe, learnt, held, log), watcher)
-    if learner.done == recipe.steps:
-        learner.save(Path(config.out), _card(config, recipe, data, log), config.weights)
-        (config.folder / STATE).unlink()
-    return Trained(Path(config.out), learner.done, recipe.steps, log.csv)
+    with _written(config):
+        _insist_on_same(config, settings)
+        log = LossLog(config.folder)
+        if Path(config.out).exists():
+            return Trained(Path(config.out), recipe.steps, recipe.steps, log.csv)
+        learnt, held = data.split(config.validation_share)
+        state, action = map(Scales.of, learnt.numbers())
+        learner = policy.learner(recipe, state, action, config.seed, config.threads or _cores())
+        if (config.folder / STATE).is_file():
+            learner.resume(config.folder / STATE)
+        log.go_back(learner.done)
+        _learn(_Lesson(config, policy, learner, recipe, learnt, held, log), watcher)
+        if learner.done == recipe.steps:
+            learner.save(Path(config.out), _card(config, recipe, data, log), config.weights)
+            (config.folder / STATE).unlink()
+        return Trained(Path(config.out), learner.done, recipe.steps, log.csv)
+
+
+@contextlib.contextmanager
+def _written(config: TrainConfig) -> Iterator[None]:
+    """Raises UsageError when the disk does not take what is kept."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(config.folder, error, "; the same command resumes from what was kept last") from error
 
 
 # Before
@@ -172,9 +182,8 @@ def _insist_on_same(config: TrainConfig, settings: Mapping[str, Any]) -> None:
     if not file.is_file():
         if Path(config.out).exists():
             raise UsageError(f"{config.out} exists and was not trained by this command; choose another --out.")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as temporary:
-            temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        make_folder(file.parent)
+        write_whole(file, (json.dumps(settings, indent=1) + "\n").encode())
         return
     before = json.loads(file.read_text(encoding="utf-8"))
     other = [name for name in settings if settings[name] != before.get(name)]

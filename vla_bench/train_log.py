@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vla_bench.files import replacing
+from vla_bench.files import write_whole
 from vla_bench.plots import HALF_WIDTH, SERIES, Size, new_axes, save
 
 if TYPE_CHECKING:
@@ -73,11 +74,12 @@ class LossLog:
             save(draw(rows, new_axes(Size(HALF_WIDTH, 2.8))), self.folder / "losses")
 
     def _write(self, rows: Sequence[Row]) -> None:
-        with replacing(self.csv) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-            if rows:
-                writer = csv.DictWriter(stream, list(rows[-1]))
-                writer.writeheader()
-                writer.writerows(rows)
+        text = io.StringIO(newline="")
+        if rows:
+            writer = csv.DictWriter(text, list(rows[-1]))
+            writer.writeheader()
+            writer.writerows(rows)
+        write_whole(self.csv, text.getvalue().encode())
 
 
 def draw(rows: Sequence[Row], ax: Axes) -> Axes:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vla_bench.errors import UsageError
+from vla_bench.files import sync, sync_folder
 from vla_bench.overlay import HEAT, LINE
 from vla_bench.types import Episode, Frame, Image
 
@@ -59,12 +60,15 @@ def chunk_starts(executed: Sequence[int]) -> list[int]:
 
 def write_film(path: Path, frames: Iterable[Frame], about: Caption) -> None:
     """Write the film to `path` (.mp4) and its strip of stills beside it (.png). Raises UsageError for a full disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     chosen = np.linspace(0, -(-about.steps // EVERY), STRIP_STILLS).round().astype(int).tolist()  # the last frame too
     try:
         pictures = enumerate(_encode(path, (compose(frame, about) for frame in frames), about.control_hz / EVERY))
         stills = [picture for index, picture in pictures if index in chosen]
         _save_strip(path.with_suffix(".png"), stills)
+        for file in (path, path.with_suffix(".png")):
+            sync(file)
+        sync_folder(path.parent)  # the row that names the film is on the disk only after this
     except BaseException as error:
         for half in (path, path.with_suffix(".png")):
             if half.is_file():
