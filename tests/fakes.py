@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import signal
@@ -88,8 +89,11 @@ class ToyEnv:
         written.replace(self.marker)  # in one piece: another worker may be reading it
         if int(times) <= 1:
             self.marker.unlink()
-        if self.break_with == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
+        if self.break_with == "hang":
+            hold_the_lock()
+        if self.break_with.startswith("SIG"):
+            os.kill(os.getpid(), signal.Signals[self.break_with])
+            return
         raise RuntimeError("the toy fell off the table")
 
     def _observe(self) -> Observation:
@@ -115,8 +119,16 @@ class ToyEnv:
         return hashlib.sha256(self.position.tobytes()).hexdigest()[:16]
 
     def close(self) -> None:
+        if self.break_with == "hang in close":
+            hold_the_lock()
         if self.break_with == "close":
             raise RuntimeError("the lid is stuck")
+
+
+def hold_the_lock() -> None:
+    """Never returns, and lets no other thread of Python run, as compiled code may do."""
+    while True:
+        ctypes.PyDLL(None).sleep(60)
 
 
 class Walker:
@@ -225,6 +237,22 @@ class Faulty(Walker):
             return [ActionChunk(wrong[self.how])] * len(observations)
         returned: dict[str, object] = {"none": None, "array": np.zeros((4, 2), np.float32), "few": [], "plain": [1.0]}
         return returned[self.how]  # type: ignore[return-value]
+
+
+class Beside(Walker):
+    """A Walker that needs the simulator beside it, and hangs there in its third call."""
+
+    def __init__(self, suite: Suite) -> None:
+        super().__init__(suite)
+        self.spec = replace(self.spec, name="beside", cameras=(), privileged=True)
+
+    def attach(self, env: Env) -> None:
+        self.env = env
+
+    def infer(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        if len(self.batches) == 2:
+            hold_the_lock()
+        return super().infer(observations)
 
 
 class Looker:

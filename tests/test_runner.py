@@ -288,7 +288,7 @@ def test_an_episode_that_always_breaks_stays_unjudged_and_is_tried_again_next_ti
 
 
 def test_a_worker_killed_mid_episode_costs_nothing(tmp_path: Path) -> None:
-    outcome = run(broken_config(tmp_path / "run", 1, "kill", workers="2"))
+    outcome = run(broken_config(tmp_path / "run", 1, "SIGKILL", workers="2"))
     assert (outcome.judged, outcome.broken) == (6, 0)
     lines = (tmp_path / "run" / "episodes.jsonl").read_text().splitlines()
     assert len(lines) == len({(json.loads(line)["task"], json.loads(line)["trial"]) for line in lines}) == 6
@@ -298,11 +298,11 @@ def test_a_worker_killed_mid_episode_costs_nothing(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_always_dies_leaves_its_episode_unjudged(tmp_path: Path) -> None:
-    outcome = run(broken_config(tmp_path / "run", 3, "kill", workers="2"))
+    outcome = run(broken_config(tmp_path / "run", 3, "SIGKILL", workers="2"))
     assert (outcome.judged, outcome.broken) == (5, 1)
     row = next(row for row in rows(tmp_path / "run") if row["success"] is None)
     assert row["error"] == "WorkerDied"
-    assert "-9" in str(row["message"])
+    assert row["message"] == "the worker was killed by signal 9 (SIGKILL, as when memory runs out)"
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

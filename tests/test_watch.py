@@ -16,8 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from vla_bench import aftermath, watch
-from vla_bench.aftermath import death
-from vla_bench.watch import BOARD, Board, Clock, Overdue, board
+from vla_bench.watch import BOARD, Board, Clock, Overdue, board, death
 
 ROOT = Path(__file__).parent.parent
 HANG = ("a" * 40 + "b", r"(a+)+$")
@@ -81,37 +80,67 @@ def test_more_than_a_board_has_room_for_is_told_as_nothing() -> None:
     assert shown.told() == {}
 
 
-def test_the_policys_time_is_not_the_simulators() -> None:
-    shown = fresh()
-    shown.limit_episodes(10)
-    clock = Clock(shown)
-    with shown.simulator("Lift trial 0"):
-        assert [clock.passed(4), clock.passed(4)] == [None, None]
-        with shown.policy("pi0", "infer", None):
-            assert [clock.passed(100), clock.passed(100)] == [None, None]
-        assert clock.passed(4) is None
-        assert clock.passed(4) == Overdue("simulator", 10)
+class World:
+    """A board whose process lives in a time of its own, and the clock of who watches it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self.shown = fresh()
+        self.shown.limit_episodes(10)
+        self.clock = Clock(self.shown)
+        monkeypatch.setattr(watch.time, "perf_counter", lambda: self.now)
+
+    def pass_(self, seconds: float, starting: bool = False) -> Overdue | None:
+        self.now += seconds
+        return self.clock.passed(seconds, starting)
 
 
-def test_every_attempt_and_every_call_has_its_own_time() -> None:
-    shown = fresh()
-    shown.limit_episodes(10)
-    clock = Clock(shown)
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(monkeypatch)
+
+
+def test_the_policys_time_is_not_the_simulators(world: World) -> None:
+    with world.shown.simulator("Lift trial 0"):
+        assert [world.pass_(0), world.pass_(4)] == [None, None]
+        with world.shown.policy("pi0", "infer", None):
+            assert [world.pass_(100), world.pass_(100)] == [None, None]
+        assert [world.pass_(0), world.pass_(5), world.pass_(2)] == [None, None, Overdue("simulator", 10)]
+
+
+def test_short_turns_of_a_simulator_add_up_though_nobody_looks(world: World) -> None:
+    with world.shown.simulator("Lift trial 0"):
+        for _ in range(9):
+            world.now += 1.2
+            with world.shown.policy("pi0", "infer", None):
+                world.now += 100
+        assert world.pass_(0) == Overdue("simulator", 10)
+
+
+def test_every_attempt_and_every_call_has_its_own_time(world: World) -> None:
     for _ in range(3):
-        with shown.simulator("Lift trial 0"):
-            assert [clock.passed(6), clock.passed(6)] == [None, None]
-        assert clock.passed(100) is None
-        with shown.policy("pi0", "infer", 10):
-            assert [clock.passed(6), clock.passed(6)] == [None, None]
-    with shown.policy("pi0", "infer", 10):
-        assert [clock.passed(6), clock.passed(6), clock.passed(6)] == [None, None, Overdue("policy", 10)]
+        with world.shown.simulator("Lift trial 0"):
+            assert [world.pass_(0), world.pass_(6)] == [None, None]
+        assert world.pass_(100) is None
+        with world.shown.policy("pi0", "infer", 10):
+            assert [world.pass_(0), world.pass_(6)] == [None, None]
+    with world.shown.policy("pi0", "infer", 10):
+        assert [world.pass_(0), world.pass_(6), world.pass_(6)] == [None, None, Overdue("policy", 10)]
 
 
-def test_a_worker_that_never_gets_ready_is_overdue() -> None:
-    shown = fresh()
-    shown.limit_episodes(10)
-    clock = Clock(shown)
-    assert [clock.passed(6, starting=True) for _ in range(3)] == [None, None, Overdue("simulator", 10)]
+def test_a_process_that_was_stopped_is_not_blamed_for_what_lay_between(world: World) -> None:
+    with world.shown.simulator("Lift trial 0"):
+        world.now += 10000  # the watcher was stopped too, and saw nothing of it
+        world.shown.continued()
+        with world.shown.policy("pi0", "infer", None):
+            pass
+        assert [world.pass_(0), world.pass_(9)] == [None, None]
+
+
+def test_a_worker_that_never_gets_ready_is_overdue(world: World) -> None:
+    assert [world.pass_(200, starting=True) for _ in range(2)] == [None, Overdue("start", 300)]
+    world.shown.limit_episodes(1000)
+    assert [world.pass_(400, starting=True) for _ in range(2)] == [None, Overdue("start", 1000)]
 
 
 # Commands

@@ -12,9 +12,7 @@ from pathlib import Path
 from vla_bench.errors import EXIT_BROKEN, EXIT_BUG, EXIT_INTERRUPTED, UsageError
 from vla_bench.store import ERRORS, read_episodes, read_info
 from vla_bench.text import for_log, for_terminal
-from vla_bench.watch import End
-
-CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
+from vla_bench.watch import End, death
 
 
 def tell(end: End) -> int:
@@ -58,24 +56,6 @@ def _during(end: End) -> str:
     if end.turn == "policy":
         return f"in {end.told.get('method', '')} of the policy {end.told.get('policy', '')!r}"
     return f"while the simulator played {end.told.get('episode', '')}" if end.turn else ""
-
-
-def death(exit_code: int) -> str:
-    """How a process ended that nobody had told to, from its exit code, which is negative for a signal."""
-    if exit_code >= 0:
-        return f"ended itself with exit code {exit_code}"
-    name = _name(-exit_code)
-    if -exit_code in CRASHES:
-        return f"crashed in compiled code ({name})"
-    memory = ", as when memory runs out" if -exit_code == signal.SIGKILL else ""
-    return f"was killed by signal {-exit_code} ({name}{memory})"
-
-
-def _name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # real-time signals
-        return "no name"
 
 
 def _advice(end: End, runs: Sequence[Path]) -> str:

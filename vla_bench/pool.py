@@ -28,6 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vla_bench.chunking import Chunking
+from vla_bench.config import EPISODE_TIMEOUT_S
 from vla_bench.errors import PolicyFailure, UsageError, too_many_files
 from vla_bench.inference import LocalPolicy
 from vla_bench.paths import returning
@@ -35,8 +36,26 @@ from vla_bench.registry import make_policy, make_suite
 from vla_bench.rollout import Actor, Answer, Filming, Keeper, Rollout, Stage, attach, broken
 from vla_bench.screen import own_streams
 from vla_bench.types import Camera, Episode, Image, Observation
+from vla_bench.watch import (
+    BOARD,
+    TICK_S,
+    Board,
+    Clock,
+    Overdue,
+    board,
+    death,
+    read_waiting,
+    report_to,
+    stops,
+    was_asked_to_stop,
+    write_to,
+)
 
 _USUAL_FILES = 1024
+_LEAVING_S = 5.0
+"""What a worker gets to end by itself, which may be to close a scene and its driver's contexts."""
+_DYING_S = 5.0
+"""What the system gets to end a process that was killed; one that waits for a driver stays until that answers."""
 
 Memory = ctypes.Array[ctypes.c_ubyte]
 
@@ -57,6 +76,7 @@ class WorkerSetup:
     privileged: tuple[str, str | None, tuple[str, ...], float | None] | None
     """Policy name, checkpoint, arguments and timeout of a policy that must run beside the simulator."""
     keeper: Keeper | None = None
+    episode_timeout_s: float = EPISODE_TIMEOUT_S
 
 
 class Begin(NamedTuple):
@@ -78,18 +98,18 @@ class Failure(NamedTuple):
 class Desk:
     """Shared memory with a place for one picture of each camera and each control step that the policy looks back on.
 
-    Worker and main process never use it at once.
+    Worker and main process never use it at once. The worker's board lies before them.
     """
 
     def __init__(self, setup: WorkerSetup, memory: Memory) -> None:
-        places = _divided(setup.history * setup.cameras, memory)
+        places = _divided(setup.history * setup.cameras, memoryview(memory).cast("B")[BOARD:])
         names = [camera.name for camera in setup.cameras]
         self._places = [{name: next(places) for name in names} for _ in range(setup.history)]
 
     @staticmethod
     def memory(setup: WorkerSetup) -> Memory:
         size = setup.history * sum(camera.height * camera.width * 3 for camera in setup.cameras)
-        return multiprocessing.get_context("spawn").RawArray(ctypes.c_ubyte, max(1, size))
+        return multiprocessing.get_context("spawn").RawArray(ctypes.c_ubyte, BOARD + size)
 
     def put(self, observation: Observation) -> Observation:
         """The observation without its pictures, which are on the desk now."""
@@ -109,8 +129,8 @@ def _with_images(observation: Observation, images: Sequence[Mapping[str, Image]]
     return replace(observation, images=now, earlier=earlier)
 
 
-def _divided(cameras: Sequence[Camera], memory: Memory) -> Iterator[Image]:
-    pixels, start = np.frombuffer(memoryview(memory).cast("B"), np.uint8), 0
+def _divided(cameras: Sequence[Camera], memory: memoryview) -> Iterator[Image]:
+    pixels, start = np.frombuffer(memory, np.uint8), 0
     for camera in cameras:
         size = camera.height * camera.width * 3
         yield pixels[start : start + size].reshape(camera.height, camera.width, 3)
@@ -130,15 +150,20 @@ class PipePolicy:
 
     def answer(self, observation: Observation) -> Answer:
         asked = time.perf_counter()
-        self._pipe.send(Ask(self._desk.put(replace(observation, slot=self._slot)), asked))
-        answer = self._pipe.recv()
+        with board().policy("", "infer", None):  # whoever has it counts its time
+            self._pipe.send(Ask(self._desk.put(replace(observation, slot=self._slot)), asked))
+            answer = self._pipe.recv()
         assert isinstance(answer, Answer)
         return answer
 
 
-def work(pipe: Connection, setup: WorkerSetup, memory: Memory) -> None:
+def work(pipe: Connection, setup: WorkerSetup, memory: Memory, stacks: Connection, parent: int) -> None:
     """A worker's life: episodes in, rollouts out, until the pipe says None or closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    report_to(parent, stacks.fileno())
+    write_to(memoryview(memory).cast("B"))
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # they are the main process's to heed
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, stops())
     os.chdir(setup.folder)  # a policy may have changed it in the main process
     with own_streams(for_good=True), returning():
         _work(pipe, setup, memory)
@@ -149,7 +174,9 @@ def _work(pipe: Connection, setup: WorkerSetup, memory: Memory) -> None:
     try:
         stage = _open_stage(pipe, setup, Desk(setup, memory))
         while (episode := pipe.recv()) is not None:
-            pipe.send(stage.play(episode))
+            with board().simulator(f"{episode.task} trial {episode.trial}"):
+                rollout = stage.play(episode)
+            pipe.send(rollout)
     except (UsageError, PolicyFailure) as error:
         pipe.send(Failure(isinstance(error, UsageError), str(error)))
     except (EOFError, BrokenPipeError):
@@ -178,31 +205,75 @@ class Worker:
     def __init__(self, setup: WorkerSetup) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would copy GL contexts and CUDA state
         self.pipe, theirs = context.Pipe()
+        self._pipe_of_stacks, stacks = context.Pipe(duplex=False)
+        os.set_blocking(self._pipe_of_stacks.fileno(), False)
         memory = Desk.memory(setup)
         self.desk = Desk(setup, memory)
+        self.board = Board(memoryview(memory).cast("B"))
+        self.board.limit_episodes(setup.episode_timeout_s)
+        self._clock = Clock(self.board)
+        self._stacks = b""
         self.slot = setup.slot
         self.episode: Episode | None = None
         self.attempts = 0
         self.task = ""
-        self.process: BaseProcess = context.Process(target=work, args=(theirs, setup, memory), daemon=True)
-        with _importable_main(), _interrupts_held():
+        self.overdue: Overdue | None = None
+        """Why it was ended, when it was."""
+        given = (theirs, setup, memory, stacks, os.getpid())
+        self.process: BaseProcess = context.Process(target=work, args=given, daemon=True)
+        with _importable_main(), _stops_held():
             self.process.start()
         theirs.close()
+        stacks.close()
 
     def give(self, episode: Episode, attempts: int) -> None:
         self.episode, self.attempts, self.task = episode, attempts, episode.task
-        with contextlib.suppress(OSError):  # it may have died meanwhile; the next wait finds its pipe closed
-            self.pipe.send(episode)
+        self.send(episode)
 
-    def stop(self) -> None:
-        """Ask it to end, then make it."""
-        with contextlib.suppress(OSError):  # it may be dead already
-            self.pipe.send(None)
-        self.process.join(timeout=0 if self.episode else 5)
-        if self.process.is_alive():
+    def send(self, message: Episode | Answer | None) -> None:
+        with contextlib.suppress(OSError), self._at_its_mercy():  # if it has died, the next wait finds its pipe closed
+            self.pipe.send(message)
+
+    def receive(self) -> object:
+        """What it has sent. Raises OSError and EOFError when it has died."""
+        with self._at_its_mercy():
+            message = self.pipe.recv()
+        self.overdue = None
+        return message
+
+    def _at_its_mercy(self) -> contextlib.AbstractContextManager[None]:
+        """Whoever watches over this process sees when a worker that is stopped in a message stops all."""
+        return board().simulator(f"{self.task} trial {self.episode.trial}" if self.episode else "")
+
+    def is_gone(self, seconds: float) -> bool:
+        """Whether it has died or takes too long, now that so many more seconds have passed.
+
+        One that takes too long is gone at the next look, unless a message has come: it tells first where it is.
+        """
+        self._stacks += read_waiting(self._pipe_of_stacks.fileno())
+        if self.episode is None or self.overdue:
+            return self.overdue is not None
+        self.overdue = self._clock.passed(seconds, starting=True)
+        if self.overdue and self.process.is_alive():
+            os.kill(self.process.ident or 0, signal.SIGUSR1)
+        return not self.process.is_alive() and not self.pipe.poll()  # a child of its own may hold the pipe open
+
+    def end(self, seconds: float) -> str:
+        """How it ended, by itself within that time or because it had to."""
+        self.process.join(timeout=seconds)
+        killed = self.process.is_alive()
+        if killed:
             self.process.kill()
-            self.process.join()
+            self.process.join(timeout=_DYING_S)
+        self._stacks += read_waiting(self._pipe_of_stacks.fileno())
         self.pipe.close()
+        self._pipe_of_stacks.close()
+        return "closed its pipe and did not end" if killed else death(self.process.exitcode or 0)
+
+    @property
+    def stacks(self) -> str:
+        """Where its threads were, when it hung or crashed."""
+        return self._stacks.decode("utf-8", "replace")
 
 
 class _importable_main:
@@ -218,12 +289,12 @@ class _importable_main:
 
 
 @contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """A worker started inside is deaf to Ctrl-C from its first instant, before it can ask for that itself."""
+def _stops_held() -> Iterator[None]:
+    """Nobody interrupts what is inside, and a worker that is started there until it is ready for that."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, stops())
     try:
         yield
     finally:
@@ -247,6 +318,7 @@ class Pool:
         self._workers: list[Worker] = []
         self._pipes = selectors.DefaultSelector()
         self._requests: deque[tuple[Worker, Ask]] = deque()
+        self._looked = time.perf_counter()
 
     def rollouts(self, episodes: Sequence[Episode]) -> Generator[Rollout]:
         """One rollout per episode, as they are finished; the last attempt's when all of them broke.
@@ -260,11 +332,19 @@ class Pool:
                 self._hire(slot)
             while any(worker.episode for worker in self._workers):
                 yield from self._collect()
+                yield from self._look_after()
                 self._answer()
         finally:
-            for worker in self._workers:
-                worker.stop()
+            self._dismiss()
             self._pipes.close()
+
+    def _dismiss(self) -> None:
+        """Those who have nothing to do may end by themselves, all in the same few seconds."""
+        for worker in self._workers:
+            worker.send(None)
+        until = time.perf_counter() + (_LEAVING_S / 5 if was_asked_to_stop() else _LEAVING_S)
+        for worker in self._workers:
+            worker.end(0 if worker.episode else max(0, until - time.perf_counter()))
 
     def _hire(self, slot: int) -> None:
         if not self._queue:
@@ -299,11 +379,11 @@ class Pool:
         return next(item for item in self._queue if item[0].task == task)
 
     def _collect(self) -> Iterator[Rollout]:
-        """Take in whatever the workers have sent; block only when there is nobody to answer."""
-        ready = self._pipes.select(timeout=0 if self._requests else None)
+        """Take in whatever the workers have sent; wait, for a moment, only when there is nobody to answer."""
+        ready = self._pipes.select(timeout=0 if self._requests else TICK_S)
         for worker in [key.data for key, _ in ready]:
             try:
-                message = worker.pipe.recv()
+                message = worker.receive()
             except (EOFError, OSError):
                 yield from self._bury(worker)
                 continue
@@ -314,6 +394,7 @@ class Pool:
             elif isinstance(message, Begin):
                 self._policy.begin(message.episode, worker.slot)
             else:
+                assert isinstance(message, Ask)
                 seen = worker.desk.take(message.observation)
                 self._requests.append((worker, message._replace(observation=seen)))
 
@@ -326,22 +407,34 @@ class Pool:
             yield rollout._replace(result=replace(rollout.result, attempts=attempts))
         self._give_next(worker)
 
+    def _look_after(self) -> Iterator[Rollout]:
+        """Every now and then: whoever hangs is ended. What workers had sent before is taken in already."""
+        passed = time.perf_counter() - self._looked
+        if passed >= TICK_S:
+            self._looked += passed
+            for worker in [worker for worker in self._workers if worker.is_gone(passed)]:
+                yield from self._bury(worker)
+
     def _bury(self, worker: Worker) -> Iterator[Rollout]:
-        """A worker died: its episode broke, and somebody takes its place."""
-        episode, attempts = worker.episode, worker.attempts
+        """A worker died or hangs: its episode broke, and somebody takes its place. Raises PolicyFailure."""
         self._workers.remove(worker)
         self._pipes.unregister(worker.pipe)
         self._requests = deque(item for item in self._requests if item[0] is not worker)
-        worker.episode = episode
-        worker.stop()
-        if episode is not None:
-            if attempts < self._max_attempts:
-                self._queue.insert(0, (episode, attempts + 1))
-            else:
-                row = broken(episode, "WorkerDied", f"the worker ended with exit code {worker.process.exitcode}")
-                none = np.zeros((0, 0), np.float32)
-                yield Rollout(replace(row, attempts=attempts), (), none, none, row.message)
+        end = worker.end(0 if worker.overdue else _LEAVING_S)
+        if worker.overdue and worker.overdue.who in ("policy", "end"):
+            raise PolicyFailure(_overran(worker.board, worker.overdue)) from RuntimeError(worker.stacks)
+        if worker.episode is not None:
+            yield from self._try_again(worker, worker.episode, end)
         self._hire(worker.slot)
+
+    def _try_again(self, worker: Worker, episode: Episode, end: str) -> Iterator[Rollout]:
+        if worker.attempts < self._max_attempts:
+            self._queue.insert(0, (episode, worker.attempts + 1))
+            return
+        error, said = _hung(worker.overdue) if worker.overdue else ("WorkerDied", f"the worker {end}")
+        row = replace(broken(episode, error, said), attempts=worker.attempts)
+        none = np.zeros((0, 0), np.float32)
+        yield Rollout(row, (), none, none, f"{said}\n{worker.stacks}")
 
     def _answer(self) -> None:
         """One policy call for those who wait."""
@@ -350,8 +443,22 @@ class Pool:
             return
         answers = self._policy.answer_all([ask.observation for _, ask in batch], [ask.asked for _, ask in batch])
         for (worker, _), answer in zip(batch, answers, strict=True):
-            with contextlib.suppress(OSError):  # it may have died meanwhile; the next wait finds its pipe closed
-                worker.pipe.send(answer)
+            worker.send(answer)
+
+
+def _hung(overdue: Overdue) -> tuple[str, str]:
+    """Name and message of the error."""
+    if overdue.who == "start":
+        return "SimulatorHung", f"its worker was not ready after {overdue.limit_s:g} s"
+    return "SimulatorHung", f"it took longer than --episode-timeout {overdue.limit_s:g} s"
+
+
+def _overran(shown: Board, overdue: Overdue) -> str:
+    told = shown.told()
+    return (
+        f"The policy {told.get('policy')!r} took longer than --timeout {overdue.limit_s:g} s in {told.get('method')} "
+        "and could not be stopped there, so its worker was ended."
+    )
 
 
 def _allow_more_files() -> None:

@@ -384,6 +384,7 @@ def _pooled(job: Job, todo: Sequence[Episode]) -> Generator[Rollout]:
             filming=Filming(config.video, config.path()),
             slot=slot,
             folder=job.folder,
+            episode_timeout_s=config.episode_timeout,
             privileged=recipe if policy.spec.privileged else None,
             keeper=job.keeper,
         )

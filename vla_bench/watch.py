@@ -25,12 +25,14 @@ from typing import Any, NamedTuple
 TICK_S = 0.25
 GRACE_S = 2.0
 """What a call of the policy gets on top of its limit, in which the process can still end it by itself."""
+START_S = 300.0
+"""What a worker gets to be made: to import a simulator, and the first time to compile parts of it."""
 STOPPING_S = 4.0
 """What the process gets to end after it was asked to."""
 LAST_S = 60.0
 """What it gets for its last things: when a call of the policy was given up, and once the result is known."""
 
-_NUMBERS = ("attempt", "call", "turn", "limit_s", "episode_limit_s", "given_up", "code", "page")
+_NUMBERS = ("attempt", "call", "turn", "spent_s", "limit_s", "episode_limit_s", "given_up", "code", "page")
 _PAGE = 16384
 _TEXT = 8 * len(_NUMBERS)
 BOARD = _TEXT + 2 * _PAGE
@@ -46,6 +48,8 @@ class Turn(NamedTuple):
     call: int
     who: str
     """policy, simulator or empty."""
+    spent_s: float
+    """What the simulator has taken in this attempt, before the last call of the policy began."""
     limit_s: float
     episode_limit_s: float
     ending: bool
@@ -59,6 +63,7 @@ class Board:
         self._numbers = memory[:_TEXT].cast("d")
         self._text = memory[_TEXT:BOARD]
         self._told: dict[str, Any] = {}
+        self._since = 0.0
         self._owner = os.getpid()
 
     def limit_episodes(self, seconds: float) -> None:
@@ -79,7 +84,8 @@ class Board:
         """Inside it is the simulator's turn, in a new attempt at that episode."""
         self.tell(episode=episode)
         self._set("attempt", self._get("attempt") + 1)
-        self._set("turn", _SIMULATOR)
+        self._set("spent_s", 0)
+        self._simulate()
         try:
             yield
         finally:
@@ -91,12 +97,25 @@ class Board:
         before = self._get("turn")
         self.tell(policy=name, method=method)
         self._set("call", self._get("call") + 1)
+        if before == _SIMULATOR:
+            self._set("spent_s", self._get("spent_s") + time.perf_counter() - self._since)
         self._set("limit_s", limit_s or 0)
         self._set("turn", _POLICY)
         try:
             yield
         finally:
-            self._set("turn", before)
+            if before == _SIMULATOR:
+                self._simulate()
+            else:
+                self._set("turn", before)
+
+    def _simulate(self) -> None:
+        self.continued()
+        self._set("turn", _SIMULATOR)
+
+    def continued(self) -> None:
+        """This process was stopped, as by Ctrl-Z, and is continued: what lay between was nobody's time."""
+        self._since = time.perf_counter()
 
     def give_up(self) -> None:
         """A call of the policy is left running; it may hold up all that this process still wants to do."""
@@ -124,8 +143,8 @@ class Board:
         return facts if isinstance(facts, dict) else {}
 
     def turn(self) -> Turn:
-        attempt, call, turn, limit, episode_limit, given_up, code, _ = self._numbers
-        return Turn(int(attempt), int(call), _TURNS[int(turn)], limit, episode_limit, bool(given_up or code))
+        attempt, call, turn, spent, limit, episode_limit, given_up, code, _ = self._numbers
+        return Turn(int(attempt), int(call), _TURNS[int(turn)], spent, limit, episode_limit, bool(given_up or code))
 
     def _get(self, name: str) -> float:
         return self._numbers[_NUMBERS.index(name)]
@@ -138,44 +157,38 @@ class Overdue(NamedTuple):
     """Who took too long."""
 
     who: str
-    """policy, simulator or end."""
+    """policy, simulator, start or end."""
     limit_s: float
 
 
 class Clock:
-    """How long the turns of a board have taken, seen from outside.
+    """How long the turn of a board has taken, seen from outside.
 
-    Only the time between two looks is added up, so that a process that was stopped and continued, as its watcher was,
-    is not blamed for what lay between.
+    The time between two looks counts if the turn has not changed, so that a process that was stopped and continued, as
+    its watcher was, is not blamed for what lay between.
     """
 
     def __init__(self, board: Board) -> None:
         self._board = board
-        self._attempt = self._call = -1
-        self._simulated = self._called = self._ending = 0.0
+        self._seen = (0, 0, "")
+        self._waited = self._ending = 0.0
 
     def passed(self, seconds: float, starting: bool = False) -> Overdue | None:
         """Who is overdue now that `seconds` have passed; None while nobody is.
 
-        With `starting` what is not the policy's counts as the simulator's turn: a worker has to be made first.
+        With `starting` it cannot be nobody's turn for ever: a worker has to be made, and then to play.
         """
         turn = self._board.turn()
-        if turn.attempt != self._attempt:
-            self._attempt, self._simulated = turn.attempt, 0.0
-        elif turn.who == "simulator" or (starting and not turn.who):
-            self._simulated += seconds
-        if turn.call != self._call or turn.who != "policy":
-            self._call, self._called = turn.call, 0.0
-        else:
-            self._called += seconds
+        seen = (turn.attempt, turn.call, turn.who)
+        self._waited = self._waited + seconds if seen == self._seen else 0.0
+        self._seen = seen
         self._ending += seconds * turn.ending
-        return self._overdue(turn)
-
-    def _overdue(self, turn: Turn) -> Overdue | None:
-        if turn.limit_s and self._called > turn.limit_s + GRACE_S:
+        if turn.who == "policy" and turn.limit_s and self._waited > turn.limit_s + GRACE_S:
             return Overdue("policy", turn.limit_s)
-        if turn.episode_limit_s and self._simulated > turn.episode_limit_s:
+        if turn.who == "simulator" and 0 < turn.episode_limit_s < turn.spent_s + self._waited:
             return Overdue("simulator", turn.episode_limit_s)
+        if starting and not turn.who and self._waited > max(START_S, turn.episode_limit_s):
+            return Overdue("start", max(START_S, turn.episode_limit_s))
         return Overdue("end", LAST_S) if self._ending > LAST_S else None
 
 
@@ -215,10 +228,13 @@ def _follow(parent: int) -> None:
     os._exit(128 + signal.SIGKILL)
 
 
-def tell_stacks(descriptor: int) -> None:
-    """Whatever crashes this process, and SIGUSR1, write there where each thread is. Compiled code is no obstacle."""
-    faulthandler.enable(descriptor)
-    faulthandler.register(signal.SIGUSR1, descriptor)
+def report_to(parent: int, stacks: int) -> None:
+    """That process watches over this one, its child, and reads from a pipe where its threads are: when it crashes, and
+    after SIGUSR1, whatever it is doing."""
+    die_with(parent)
+    faulthandler.enable(stacks)
+    faulthandler.register(signal.SIGUSR1, stacks)
+    signal.signal(signal.SIGCONT, lambda *_: _board.continued())
 
 
 def stops_interrupt() -> None:
@@ -258,12 +274,11 @@ def _lost_interrupts_return(raised: Any) -> None:
 def _work_watched(work: Callable[[], int], stacks: int, parent: int) -> int:
     global _is_watched  # noqa: PLW0603
     _is_watched = True
-    die_with(parent)
+    report_to(parent, stacks)
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda *_: None)  # not ignored: what is executed from here is as before
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    tell_stacks(stacks)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _waited_for())
     return _last_resort(work)
 
@@ -292,6 +307,24 @@ def finish(code: int) -> None:
     if _is_watched:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _board.finish(code)
+
+
+def death(exit_code: int) -> str:
+    """How a process ended that nobody had told to, from its exit code, which is negative for a signal."""
+    if exit_code >= 0:
+        return f"ended itself with exit code {exit_code}"
+    name = _name_of(-exit_code)
+    if name in ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT"):
+        return f"crashed in compiled code ({name})"
+    memory = ", as when memory runs out" if -exit_code == signal.SIGKILL else ""
+    return f"was killed by signal {-exit_code} ({name}{memory})"
+
+
+def _name_of(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "a real-time signal"
 
 
 def _say(sentence: str) -> None:
@@ -327,7 +360,7 @@ def command(work: Callable[[], int], aftermath: Callable[[End], int]) -> int:
     if _is_watched or not _can_fork():
         return work()
     _open_closed_descriptors()
-    heeded = {number for number in _stops() if signal.getsignal(number) is not signal.SIG_IGN}
+    heeded = {number for number in stops() if signal.getsignal(number) is not signal.SIG_IGN}
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as some programs leave it, it hides how a child ended
     signal.pthread_sigmask(signal.SIG_BLOCK, _waited_for())
     memory = memoryview(mmap.mmap(-1, BOARD))
@@ -342,12 +375,13 @@ def command(work: Callable[[], int], aftermath: Callable[[End], int]) -> int:
     return _Watch(child, reading, heeded).exit_code(aftermath)
 
 
-def _stops() -> set[signal.Signals]:
+def stops() -> set[signal.Signals]:
+    """The signals that ask a command to end."""
     return {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 def _waited_for() -> set[signal.Signals]:
-    return {*_stops(), signal.SIGCHLD, signal.SIGALRM}
+    return {*stops(), signal.SIGCHLD, signal.SIGALRM}
 
 
 def _can_fork() -> bool:
@@ -446,6 +480,13 @@ class _Watch:
             self._send(now)
 
     def _read_stacks(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while chunk := os.read(self._pipe, 65536):
-                self._stacks += chunk
+        self._stacks += read_waiting(self._pipe)
+
+
+def read_waiting(pipe: int) -> bytes:
+    """What waits in a pipe that does not block."""
+    waiting = b""
+    with contextlib.suppress(BlockingIOError):
+        while chunk := os.read(pipe, 65536):
+            waiting += chunk
+    return waiting
