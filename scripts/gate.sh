@@ -8,9 +8,28 @@ set -eu
 cd "$(dirname "$0")/.."
 vla_bench="${VENV:-.venv}/bin/vla-bench"
 
-for baseline in results/baselines/tiny_*.jsonl; do
-    policy=$(basename "$baseline" .jsonl)
+play() { # play BASELINE: one process, for two workers would take longer to start than they save
+    policy=$(basename "$1" .jsonl)
     policy=${policy#tiny_}
-    "$vla_bench" run --policy "$policy" --suite tiny --episodes 10 --workers 2 --overwrite --out "results/gate-$policy"
-    "$vla_bench" check "results/gate-$policy" --baseline "$baseline" --margin 0.3
+    "$vla_bench" run --policy "$policy" --suite tiny --episodes 10 --overwrite --out "results/gate-$policy" &&
+        "$vla_bench" check "results/gate-$policy" --baseline "$1" --margin 0.3
+}
+
+rm -rf results/gate-logs
+mkdir -p results/gate-logs
+set -- results/baselines/tiny_*.jsonl
+while [ $# -gt 0 ]; do # two policies at a time
+    pair=
+    for baseline in "$1" ${2:+"$2"}; do
+        log=results/gate-logs/$(basename "$baseline" .jsonl).log
+        play "$baseline" >"$log" 2>&1 &
+        pair="$pair $!:$log"
+    done
+    failed=0
+    for one in $pair; do
+        wait "${one%%:*}" || failed=$?
+        cat "${one#*:}"
+    done
+    [ "$failed" -eq 0 ] || exit "$failed"
+    shift $(($# > 1 ? 2 : 1))
 done

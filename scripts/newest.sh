@@ -16,7 +16,7 @@ echo "newest: not in the lock yet (nothing where the list is empty):"
 sed -n 's/^\([a-z0-9-]*==[^ ]*\).*/\1/p' requirements/lock.txt requirements/torch.txt requirements/installer.txt |
     sort | comm -23 "$venv/newest" - | grep -v -E '^(nvidia|cuda|triton|pip=|-e)' || true
 
-VENV=$venv sh scripts/smoke.sh
+"$venv/bin/python" scripts/smoke.py
 # What the real lerobot reads is tested with the lock: it has an environment of its own, with versions of its own.
 "$venv/bin/pytest" -n 2 --dist loadscope -m "not slow and not sim" \
     --deselect tests/test_collect.py::test_the_real_lerobot_reads_the_data_set \

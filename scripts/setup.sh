@@ -26,9 +26,8 @@ pip="$venv/bin/python -m pip"
 # their hashes.
 $pip install -qq --require-hashes -r requirements/installer.txt
 . scripts/uv.sh
-# Bytecode is made now: a virtual environment that root set up for others can be written to by nobody later.
 install() {
-    "$venv/bin/uv" pip install --quiet --compile-bytecode --python "$venv/bin/python" "$@" || {
+    "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" "$@" || {
         echo "setup: uv did not get through, see above; pip installs the same, which takes longer"
         $pip install -qq "$@"
     }
@@ -45,6 +44,9 @@ if [ "torch==$here" != "$torch" ]; then
         $pip install -qq --retries 0 --timeout 10 --index-url "$cpu_index" "$torch" 2>/dev/null; } || install "$torch"
 fi
 $pip install -qq --no-deps --no-build-isolation --editable .
+
+# Bytecode is made now, by importing: what root has set up for others can be written to by nobody later.
+[ "$(id -u)" -ne 0 ] || "$venv/bin/python" scripts/imports.py
 
 gl() {
     "$venv/bin/python" -c 'from vla_bench.gl import main; main()' "$@"
