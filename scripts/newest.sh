@@ -17,9 +17,6 @@ sed -n 's/^\([a-z0-9-]*==[^ ]*\).*/\1/p' requirements/lock.txt requirements/torc
     sort | comm -23 "$venv/newest" - | grep -v -E '^(nvidia|cuda|triton|pip=|-e)' || true
 
 "$venv/bin/python" scripts/smoke.py
-# What the real lerobot reads is tested with the lock: it has an environment of its own, with versions of its own.
 "$venv/bin/pytest" -n 2 --dist loadscope -m "not slow and not sim" \
-    --deselect tests/test_collect.py::test_the_real_lerobot_reads_the_data_set \
     tests/test_openvla.py tests/test_pi0_model.py tests/test_reconvla_model.py tests/test_diffusion_policy_model.py \
-    tests/test_checkpoints.py tests/test_store.py tests/test_tables.py tests/test_plots.py tests/test_cli.py \
-    tests/test_video.py tests/test_collect.py tests/test_stats*.py
+    tests/test_checkpoints.py tests/test_store.py tests/test_tables.py tests/test_plots.py

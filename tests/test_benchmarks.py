@@ -79,6 +79,7 @@ def test_every_row_of_the_comparison_with_upstream_is_measured(script: ModuleTyp
 
 
 @pytest.mark.sim
+@pytest.mark.slow
 @of("benchmarks/step_rate.py")
 def test_the_engine_is_measured_with_two_workers(script: ModuleType, tmp_path: Path) -> None:
     pooled = script.Pooled(tmp_path, steps=3)

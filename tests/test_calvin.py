@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from marks import slow
 from vla_bench.envs import calvin
 from vla_bench.envs.calvin_chains import CHAINS, official_chains
 from vla_bench.envs.calvin_scene import SCENES
@@ -254,7 +255,7 @@ PLACED = {"place_in_slider": "robot", "place_in_drawer": "robot", "stack_block":
 
 
 @pytest.mark.sim
-@pytest.mark.parametrize("scene", ["a", "b", "c", "d"])
+@pytest.mark.parametrize("scene", [slow("a"), slow("b"), slow("c"), "d"])
 def test_single_tasks_begin_undone_with_what_their_condition_asks_of_the_start(scene):
     suite = make_suite("calvin_tasks", [f"scene={scene}"])
     table = calvin.MujocoTable(SCENES[scene.upper()], "head")
@@ -314,6 +315,7 @@ def test_a_lit_led_takes_one_press_at_head_and_two_in_the_submodule(led, presses
     env.close()
 
 
+@pytest.mark.slow
 @pytest.mark.sim
 def test_looking_into_the_past_leaves_the_future_alone():
     actions = np.random.default_rng(0).uniform(-1, 1, (40, 7)).astype(np.float32)

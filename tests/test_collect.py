@@ -14,6 +14,7 @@ from pathlib import Path
 import fakes
 import numpy as np
 import pytest
+from marks import slow
 
 from vla_bench import dataset_lerobot, demonstrations
 from vla_bench.cli import main
@@ -223,6 +224,7 @@ def acted(suite: Suite, episode: Episode, sigma: float) -> Rollout:
     return run_episode(env, Actor(LocalPolicy(policy), RunConfig("noisy", "x").make_chunking()), episode, 10.0, 0.0)
 
 
+@pytest.mark.slow
 def test_the_noise_depends_on_episode_and_step_alone_and_has_the_size_asked_for() -> None:
     toy = suite(max_steps=400)
     episode = Episode(toy.name, "east", 1, 0)
@@ -488,7 +490,7 @@ def test_pictures_do_not_change_when_masks_are_painted() -> None:
 @pytest.mark.sim
 @pytest.mark.parametrize(
     ("suite_name", "task"),
-    [("robosuite", "NutAssemblySquare"), pytest.param("libero_spatial", "0", marks=pytest.mark.slow)],
+    [slow("robosuite", "NutAssemblySquare"), slow("libero_spatial", "0")],
 )
 def test_painting_only_what_moved_changes_no_pixel(suite_name: str, task: str) -> None:
     """In scenes with many mirrors and with one; tests/test_envs_truth.py compares with upstream's own pictures."""

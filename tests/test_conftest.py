@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from marks import slow
 
 pytest_plugins = "pytester"
 
@@ -48,7 +49,7 @@ def outcomes(project: pytest.Pytester, module_level: str = "") -> tuple[dict[str
     return result.parseoutcomes(), result.stdout.str()
 
 
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [slow(1), 3])
 def test_parts_hold_every_test_once_and_those_of_one_scene_together(project: pytest.Pytester, count: int) -> None:
     project.makepyfile(
         """
@@ -76,7 +77,7 @@ def test_parts_hold_every_test_once_and_those_of_one_scene_together(project: pyt
     assert all(parts)
 
 
-@pytest.mark.parametrize("wrong", ["0/3", "4/3", "3", "a/b"])
+@pytest.mark.parametrize("wrong", [slow("0/3"), "4/3", slow("3"), slow("a/b")])
 def test_a_part_that_is_none_is_a_usage_error(project: pytest.Pytester, wrong: str) -> None:
     result = project.runpytest_subprocess(f"--part={wrong}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from marks import slow
 from scipy.spatial.transform import Rotation
 
 from vla_bench.errors import UsageError
@@ -306,8 +307,10 @@ def test_a_converted_official_checkpoint_answers_the_same_with_its_chosen_sample
 # Sampling
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "ddpm"])
-@pytest.mark.parametrize("network", ["unet", "transformer"])
+@pytest.mark.parametrize(
+    ("network", "scheduler"),
+    [("unet", "ddpm"), slow("unet", "ddim"), slow("transformer", "ddpm"), slow("transformer", "ddim")],
+)
 def test_answers_and_their_noise_do_not_depend_on_the_batch(scheduler: Any, network: Any) -> None:
     policy = tiny(network=network, scheduler=scheduler, steps=10, batching="together")
     three = [noisy(suite(), seed) for seed in (1, 2, 3)]

@@ -9,6 +9,7 @@ from pathlib import Path
 import fakes
 import pytest
 from made_runs import episode
+from marks import slow
 
 from vla_bench import duel as module
 from vla_bench.cli import main
@@ -277,7 +278,7 @@ def test_every_option_of_a_run_that_changes_numbers_reaches_both(tmp_path: Path)
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (
+        slow(
             {"policy_args_b": SLOW},
             "ended as soon as they differed enough, after 10 of 20 pairs: p-values and intervals",
         ),
@@ -285,7 +286,7 @@ def test_every_option_of_a_run_that_changes_numbers_reaches_both(tmp_path: Path)
             {"policy_args_b": SLOW, "max_episodes": 10},
             "was decided by the last of its 10 pairs: it stopped nothing early.",
         ),
-        ({"episodes": 3}, "ended undecided with all 6 pairs played: it stopped nothing early."),
+        slow({"episodes": 3}, "ended undecided with all 6 pairs played: it stopped nothing early."),
     ],
 )
 def test_whatever_reads_the_runs_of_a_duel_says_how_it_ended(

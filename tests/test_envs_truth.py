@@ -244,6 +244,7 @@ def test_an_episode_ends_at_the_step_of_upstreams_success(case: Case, upstream: 
     assert_same(chunked, theirs, solved)
 
 
+@pytest.mark.slow
 def test_the_flame_is_in_the_same_pictures_as_upstream(upstream: Upstream) -> None:
     with ours(STOVE_AND_POT) as env:
         script = turn_on_the_stove(env)

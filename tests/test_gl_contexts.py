@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from marks import slow
 
 OWNER = """
 import os, sys
@@ -81,7 +82,7 @@ except Exception as error:
 
 
 @pytest.mark.sim
-@pytest.mark.parametrize("env", ["robosuite.Lift", "calvin_tasks.open_drawer"])
+@pytest.mark.parametrize("env", ["robosuite.Lift", slow("calvin_tasks.open_drawer")])
 def test_a_gymnasium_script_that_closes_nothing_ends_without_a_word(env: str, tmp_path: Path) -> None:
     done = python(
         f"import gymnasium, vla_bench; e = gymnasium.make('vla_bench/{env}-v1'); e.reset(seed=0); print('done')",

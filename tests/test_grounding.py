@@ -11,6 +11,7 @@ import fakes
 import numpy as np
 import pytest
 from made_runs import INFO, call, episode
+from marks import slow
 from scipy import stats
 
 from vla_bench import tables
@@ -232,6 +233,7 @@ def played(out: Path, policy: str = "test_grounding:Gazer", **changes: object) -
     return out
 
 
+@pytest.mark.slow
 def test_workers_and_one_process_ground_alike(tmp_path: Path) -> None:
     alone = read_inferences(played(tmp_path / "alone"))
     pooled = read_inferences(played(tmp_path / "pooled", workers="2", batch_size=2))
@@ -482,7 +484,11 @@ def test_a_film_of_a_policy_that_tells_shows_heat_and_line(tmp_path: Path, monke
 @pytest.mark.sim
 @pytest.mark.parametrize(
     ("name", "arguments", "task"),
-    [("robosuite", ("resolution=64",), "Lift"), ("calvin_tasks", (), "open_drawer"), ("tiny", (), "lift_the_cube")],
+    [
+        ("robosuite", ("resolution=64",), "Lift"),
+        slow("calvin_tasks", (), "open_drawer"),
+        slow("tiny", (), "lift_the_cube"),
+    ],
 )
 def test_gaze_is_the_mask_of_the_last_picture_and_leaves_the_simulator(
     name: str, arguments: tuple[str, ...], task: str

@@ -67,10 +67,7 @@ def made(suite_name: str, task_name: str) -> Any:
 @pytest.mark.sim
 @pytest.mark.parametrize(
     ("suite_name", "task"),
-    [
-        pytest.param(*each, marks=[] if each[0] == "libero_goal" else pytest.mark.slow, id=each[0])
-        for each in TASKS.items()
-    ],
+    [pytest.param(*each, marks=pytest.mark.slow, id=each[0]) for each in TASKS.items()],
 )
 def test_a_drawn_start_and_what_follows_are_upstreams(suite_name: str, task: str, tmp_path: Path) -> None:
     trial, seed = 9_999, 3
@@ -121,6 +118,7 @@ def test_task_trial_and_seed_decide_the_start(stove: Any) -> None:
     assert len({libero.sampled_seed(task, 0, 0) for task in TASKS.values()}) == len(TASKS)
 
 
+@pytest.mark.slow
 @pytest.mark.sim
 def test_nothing_is_done_at_the_start_and_things_lie_where_the_published_ones_do(stove: Any) -> None:
     published = libero.initial_states("libero_goal", TASKS["libero_goal"])[:, 1 + 9 : 1 + stove.raw.sim.model.nq]
@@ -135,6 +133,7 @@ def test_nothing_is_done_at_the_start_and_things_lie_where_the_published_ones_do
             assert (things[place] < high[place] + 0.03).all()
 
 
+@pytest.mark.slow
 @pytest.mark.sim
 def test_the_oracle_solves_a_drawn_start(stove: Any) -> None:
     oracle = importlib.import_module("vla_bench.policies.oracle").Oracle(sampled("libero_goal"))

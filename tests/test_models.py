@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from marks import slow
 
 from vla_bench.cli import main
 from vla_bench.convert import ConvertConfig, convert
@@ -260,11 +261,7 @@ def cut_short(name: str, of: str) -> Suite:
 @pytest.mark.sim
 @pytest.mark.parametrize(
     ("name", "suite"),
-    [
-        pytest.param(name, suite, marks=[] if (name, suite) == ("openvla", "robosuite") else pytest.mark.slow)
-        for name in MODELS
-        for suite in ("robosuite", "libero_object")
-    ],
+    [slow(name, suite) for name in MODELS for suite in ("robosuite", "libero_object")],
 )
 def test_an_episode_is_completed(name: str, suite: str, tmp_path: Path) -> None:
     command = ["run", "--policy", name, "--policy-args", "size=tiny", "--suite", "test_models:cut_short"]

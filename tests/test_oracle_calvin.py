@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from marks import slow
 
 from vla_bench.errors import UsageError
 from vla_bench.types import Episode, Float32, Suite, Transition
@@ -59,7 +60,7 @@ def played(env: Any, suite: Suite, trial: int, task: str, noise: float = 0.0) ->
 
 @pytest.mark.sim
 @pytest.mark.parametrize("starts", [2, pytest.param(20, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("task", SINGLES.names)
+@pytest.mark.parametrize("task", [task if n % 3 == 0 else slow(task) for n, task in enumerate(SINGLES.names)])
 def test_oracle_does_every_task_from_its_first_starts(task: str, starts: int) -> None:
     pytest.importorskip("robosuite")
     env = SINGLES.make_env(SINGLES.task(task), ())
@@ -81,11 +82,13 @@ def test_oracle_does_a_chain_and_the_same_again(chains: Any) -> None:
     np.testing.assert_array_equal(played(chains, CHAINS, trial=0, task="chains")[0], first)
 
 
+@pytest.mark.slow
 @pytest.mark.sim
 def test_oracle_leaves_the_scene_so_that_the_next_task_can_begin(chains: Any) -> None:
     assert played(chains, CHAINS, UNSTACKED_THEN_LIFTED, "chains")[1] == 5
 
 
+@pytest.mark.slow
 @pytest.mark.sim
 def test_oracle_goes_on_when_its_motions_are_disturbed(chains: Any) -> None:
     undisturbed, _ = played(chains, CHAINS, trial=2, task="chains")

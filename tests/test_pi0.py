@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from marks import slow
 from PIL import Image
 
 from vla_bench.errors import UsageError
@@ -755,7 +756,7 @@ def test_chunks_of_another_length_cannot_be_learnt():
 
 @pytest.mark.parametrize(
     ("variant", "count", "steps"),
-    [("pi0", 4, 80), *(pytest.param(variant, 16, 160, marks=pytest.mark.slow) for variant in VARIANTS)],
+    [slow("pi0", 4, 80), *(slow(variant, 16, 160) for variant in VARIANTS)],
 )
 def test_demonstrations_are_learnt_by_heart(variant, count, steps):
     policy = Pi0(suite(), size="tiny", variant=variant)

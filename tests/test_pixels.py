@@ -11,6 +11,7 @@ import fakes
 import numpy as np
 import pytest
 from made_runs import INFO, made_run
+from marks import slow
 
 from vla_bench import gl, runner
 from vla_bench.baseline import make_baseline, read_baseline, write_baseline
@@ -87,6 +88,7 @@ def test_every_suite_that_mujoco_paints_has_a_probe(name: str) -> None:
     assert bool(views_of(make_suite(name))) == (name != "calvin_pybullet")
 
 
+@pytest.mark.slow
 @pytest.mark.sim
 def test_the_probe_is_the_same_in_every_process_and_another_at_another_size_or_quality() -> None:
     backend = gl.choose_backend(os.environ)
@@ -99,6 +101,7 @@ def test_the_probe_is_the_same_in_every_process_and_another_at_another_size_or_q
     assert len({probe.render_probe for probe in (first, *others)}) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.sim
 def test_pictures_of_several_views_are_those_of_each_alone() -> None:
     """A greater buffer and the views painted before change nothing: suites of other cameras have comparable parts."""
@@ -247,6 +250,7 @@ def test_a_baseline_keeps_what_painted_its_episodes(tmp_path: Path) -> None:
 # Resuming
 
 
+@pytest.mark.slow
 def test_resuming_on_a_machine_of_other_pixels_says_so_in_one_sentence(tmp_path: Path, machine) -> None:
     said = []
     watcher = runner.Silent()
@@ -297,7 +301,8 @@ def said(capsys):
 
 
 @pytest.mark.parametrize(
-    ("a", "b"), [(EGL, OSMESA), (EGL, OLD_OSMESA), (OLD_EGL, OLD_OSMESA), (EGL, Drawn()), (Drawn(), Drawn())]
+    ("a", "b"),
+    [(EGL, OSMESA), slow(EGL, OLD_OSMESA), slow(OLD_EGL, OLD_OSMESA), slow(EGL, Drawn()), slow(Drawn(), Drawn())],
 )
 def test_equal_pixels_are_compared_silently_whatever_paints_them(tmp_path: Path, said, a: Drawn, b: Drawn) -> None:
     first, second = _made(tmp_path / "x" / "a", a), _made(tmp_path / "x" / "b", b, policy="openvla")
@@ -314,7 +319,12 @@ def test_equal_pixels_are_compared_silently_whatever_paints_them(tmp_path: Path,
 
 @pytest.mark.parametrize(
     ("a", "b", "sentence"),
-    [(EGL, H200, UNEQUAL), (OLD_H200, OLD_OSMESA, UNKNOWN), (H200, OLD_H200, UNKNOWN), (OLD_H200, OLD_H200, UNKNOWN)],
+    [
+        (EGL, H200, UNEQUAL),
+        slow(OLD_H200, OLD_OSMESA, UNKNOWN),
+        slow(H200, OLD_H200, UNKNOWN),
+        slow(OLD_H200, OLD_H200, UNKNOWN),
+    ],
 )
 def test_other_pixels_are_told_and_marked_everywhere_and_refused_on_demand(
     tmp_path: Path, said, a: Drawn, b: Drawn, sentence: str
@@ -434,6 +444,7 @@ def test_an_older_run_is_compared_with_one_of_today(tmp_path: Path, said) -> Non
     assert UNKNOWN in text
 
 
+@pytest.mark.slow
 def test_a_duel_whose_sides_were_painted_apart_says_so(tmp_path: Path, machine, said) -> None:
     arguments = ["duel", "fakes:Looker", "random", "--suite", "test_pixels:painted_suite", "--task", "east"]
     arguments += ["--out", tmp_path, "--episodes", 3]

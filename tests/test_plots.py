@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from marks import slow
 
 from vla_bench import plots
 from vla_bench.text import visible
@@ -68,7 +69,7 @@ def inline(ax: object, folder: Path, title: str = "a figure") -> str:
 # Every shape and name can be drawn
 
 
-@pytest.mark.parametrize("policies", [1, 2, 8, 11])
+@pytest.mark.parametrize("policies", [1, 2, slow(8), slow(11)])
 def test_every_figure_returns_its_axes_and_becomes_png_and_svg(tmp_path: Path, policies: int) -> None:
     who = names(policies)
     figures = [
@@ -89,7 +90,7 @@ def test_every_figure_returns_its_axes_and_becomes_png_and_svg(tmp_path: Path, p
         assert (tmp_path / f"{draw.__name__}.svg").read_text() == svg
 
 
-@pytest.mark.parametrize(("tasks", "policies"), [(1, 1), (10, 8), (90, 2)])
+@pytest.mark.parametrize(("tasks", "policies"), [(1, 1), slow(10, 8), slow(90, 2)])
 def test_forests_and_heat_maps_grow_with_their_rows_and_keep_long_names_apart(
     tmp_path: Path, tasks: int, policies: int
 ) -> None:
@@ -111,7 +112,7 @@ def test_forests_and_heat_maps_grow_with_their_rows_and_keep_long_names_apart(
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("name", ODD_NAMES)
+@pytest.mark.parametrize("name", [ODD_NAMES[0], *map(slow, ODD_NAMES[1:])])
 def test_names_that_mean_something_to_matplotlib_or_xml_are_only_text(tmp_path: Path, name: str) -> None:
     who = [name, "other"]
     table = rates(1, who).replace({"task": {LONG.format(0): name}})

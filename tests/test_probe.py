@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reach_world
+from marks import slow
 from scipy.spatial.transform import Rotation
 
 from vla_bench import probe
@@ -61,19 +62,19 @@ def notes(checks: Sequence[Check]) -> dict[str, str]:
         ("GripperReversed", "gripper", "sign reversed"),
         ("GripperFromZero", "gripper", "answers 0.00 and 1.00 for its two commands"),
         ("QuaternionReordered", "orientation", "quaternion order: x y z w is read as w x y z"),
-        ("AnswerReordered", "rotation", "the quaternion of the answered rotation: w x y z is read as x y z w"),
+        slow("AnswerReordered", "rotation", "the quaternion of the answered rotation: w x y z is read as x y z w"),
         ("UpsideDown", "picture", "the model sees table upside down"),
-        ("Mirrored", "picture", "the model sees table mirrored left to right"),
-        ("BlueForRed", "picture", "the model sees table blue for red"),
+        slow("Mirrored", "picture", "the model sees table mirrored left to right"),
+        slow("BlueForRed", "picture", "the model sees table blue for red"),
         ("StillNormalised", "un-normalisation", "rotation z x 11.1"),
         ("InMetres", "un-normalisation", "translation x x 0.05, translation y x 0.05, translation z x 0.05"),
         ("PaddedChunk", "chunk", "of the 8 actions of a chunk, those from number 4 on are worse"),
-        ("LongerChunk", "chunk", "spec.chunk is 8, but it answers with 16 actions"),
-        ("ReversedChunk", "chunk", "the actions of a chunk come last first"),
-        ("HandFrame", "axes", "its translation (x, -y, -z) and its rotation (x, -y, -z)"),
-        ("AxesExchanged", "axes", "its translation (y, x, z)"),
+        slow("LongerChunk", "chunk", "spec.chunk is 8, but it answers with 16 actions"),
+        slow("ReversedChunk", "chunk", "the actions of a chunk come last first"),
+        slow("HandFrame", "axes", "its translation (x, -y, -z) and its rotation (x, -y, -z)"),
+        slow("AxesExchanged", "axes", "its translation (y, x, z)"),
         ("NotANumber", "answers", "returned nan in action"),
-        ("Restless", "repeatable", "asked the same again with the same seed"),
+        slow("Restless", "repeatable", "asked the same again with the same seed"),
         ("Mixed", "batch", "6 observations in one call are answered differently"),
         ("HalfBlind", "inputs", "no answer changes with camera wall"),
     ],
@@ -114,10 +115,10 @@ class Shaken:
     ("broken", "topic"),
     [
         ("GripperReversed", "gripper"),
-        ("QuaternionReordered", "orientation"),
-        ("UpsideDown", "picture"),
-        ("InMetres", "un-normalisation"),
-        ("PaddedChunk", "chunk"),
+        slow("QuaternionReordered", "orientation"),
+        slow("UpsideDown", "picture"),
+        slow("InMetres", "un-normalisation"),
+        slow("PaddedChunk", "chunk"),
     ],
 )
 def test_the_fault_is_named_in_a_mediocre_policy_too(broken: str, topic: str, expert: Expert) -> None:
@@ -434,6 +435,7 @@ def lifting(lift: Suite) -> Expert:
     return oracle_expert(lift, [lift.task("Lift")], 8, print)
 
 
+@pytest.mark.slow
 @pytest.mark.sim
 def test_the_oracle_itself_passes_and_ends_in_the_same_states_again(lift: Suite) -> None:
     checks = examined(make_policy("oracle", lift), oracle_expert(lift, [lift.task("Lift")], 4, print), lift)

@@ -188,6 +188,7 @@ def test_a_run_with_only_broken_episodes_is_undecided(tmp_path: Path) -> None:
     assert "has no verdict on 2" in everything_said(found)
 
 
+@pytest.mark.slow
 def test_false_alarms_and_false_passes_stay_near_alpha() -> None:
     """Two tasks of 30: policies of the same rate, and one that is worse by exactly the margin, drawn independently."""
     rng = np.random.default_rng(0)

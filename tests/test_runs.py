@@ -24,6 +24,7 @@ def test_the_same_command_twice_and_with_two_workers_gives_the_same_rows(tmp_pat
     assert len({row["scene_fingerprint"] for row in rows(tmp_path / "one")}) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.sim
 def test_filming_a_real_episode_changes_nothing(tmp_path: Path) -> None:
     for name, video in (("plain", "none"), ("filmed", "all")):

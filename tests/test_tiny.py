@@ -309,6 +309,7 @@ def solved(env: Any, trial: int) -> Float32:
         assert not after.truncated
 
 
+@pytest.mark.slow
 @pytest.mark.sim
 def test_a_collected_episode_holds_both_pictures_and_replays_to_the_bit(tmp_path: Path) -> None:
     asked = CollectConfig(

@@ -459,6 +459,7 @@ def test_an_interrupted_training_goes_on_bit_for_bit(whole: tuple[str, Trained],
     assert weights_of(resumed) == weights_of(uninterrupted)
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_weights(folder: str, tmp_path: Path) -> None:
     first, second = (train(config(folder, tmp_path / str(seed), seed=seed, steps=1)) for seed in (0, 1))
     assert weights_of(first) != weights_of(second)
@@ -530,6 +531,7 @@ def test_other_settings_do_not_resume(folder: str, begun: Path, changes: dict[st
         train(config(folder, begun, **{"steps": 1, **changes}))
 
 
+@pytest.mark.slow
 def test_overwrite_starts_again(folder: str, tmp_path: Path) -> None:
     first = weights_of(train(config(folder, tmp_path / "ckpt", steps=1)))
     assert weights_of(train(config(folder, tmp_path / "ckpt", steps=2, overwrite=True))) != first

@@ -8,6 +8,7 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 import pytest
+from marks import slow
 from PIL import Image
 
 from vla_bench.config import RunConfig
@@ -86,8 +87,10 @@ def test_a_film_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
         write_film(tmp_path / "film.mp4", iter(frames(40)), ABOUT)
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-@pytest.mark.parametrize("mode", ["none", "failures", "all"])
+@pytest.mark.parametrize(
+    ("mode", "workers"),
+    [("all", "2"), ("failures", "1"), *(slow(*each) for each in [("all", "1"), ("failures", "2"), ("none", "2")])],
+)
 def test_filming_changes_no_result(tmp_path: Path, mode: str, workers: str) -> None:
     run(config(tmp_path / "filmed", mode, workers=workers, suite_args=("max_steps=14",)))
     run(config(tmp_path / "plain", "none", suite_args=("max_steps=14",)))
