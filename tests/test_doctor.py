@@ -100,7 +100,7 @@ def test_a_whole_machine_has_no_problem(machine):
 def test_a_broken_machine_gets_the_command_that_mends_it(machine, changes, name, fix):
     machine(**changes)
     assert findings(False)[name].fix == fix
-    assert doctor.exit_code(doctor.diagnose()) == 1
+    assert doctor.exit_code(doctor.diagnose()) == 4
 
 
 @pytest.mark.parametrize(

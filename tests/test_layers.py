@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 LAYERS = (
-    {"types", "errors", "screen", "paths", "text", "files", "lock", "watch"},
+    {"types", "errors", "foreign", "screen", "paths", "text", "files", "lock", "watch"},
     {"learning"},
     {
         "config",

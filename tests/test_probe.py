@@ -85,7 +85,7 @@ def test_a_broken_adapter_is_named_by_its_fault_and_by_no_other(
     checks = examined(getattr(reach_world, broken)(SUITE), expert)
     assert list(faults(checks)) == [topic]
     assert said in faults(checks)[topic]
-    assert exit_code(checks) == 1
+    assert exit_code(checks) == 4
     assert all(check.fix for check in checks if check.ok is False)
 
 
@@ -283,7 +283,7 @@ def test_doctor_names_the_fault_of_a_policy_against_a_recording(
     assert main([*played, "--out", str(tmp_path / "run")]) == 0
     capsys.readouterr()
     asked = ["doctor", *world, "--recording", file, "--policy"]
-    assert main([*asked, "reach_world:GripperReversed", "--json"]) == 1
+    assert main([*asked, "reach_world:GripperReversed", "--json"]) == 4
     said = json.loads(capsys.readouterr().out)
     assert said["ok"] is False
     assert [check["name"] for check in said["checks"] if check["ok"] is False] == ["gripper"]
@@ -310,7 +310,7 @@ def test_a_mistake_ends_in_one_sentence(arguments: list[str], said: str, capsys:
 
 
 def test_a_policy_of_another_convention_is_a_fault(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor", "--policy", "test_probe:Metric", "--suite", "reach_world:suite"]) == 1
+    assert main(["doctor", "--policy", "test_probe:Metric", "--suite", "reach_world:suite"]) == 4
     assert "convert in the policy's own file" in capsys.readouterr().out
 
 

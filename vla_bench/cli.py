@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 from tyro.conf import Positional, arg
 
-from vla_bench import screen, watch
+from vla_bench import foreign, screen, watch
 from vla_bench.errors import (
     EXIT_BROKEN,
     EXIT_BUG,
@@ -27,6 +27,7 @@ from vla_bench.errors import (
     EXIT_INTERRUPTED,
     EXIT_USAGE,
     WHERE_IT_RUNS,
+    PolicyFailure,
     UsageError,
     check_ending,
     too_many_files,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from vla_bench.runner import Outcome
 
 T = TypeVar("T")
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 HELP = """usage: vla-bench COMMAND [...]
 
@@ -172,7 +174,7 @@ class DoctorConfig(TakesPaths):
     With --policy and --suite: check that policy's adapter. It is shown what an expert saw, never acts, and its answers
     are held against the expert's: gripper sign, pictures upside down or mirrored, orientation and quaternion order,
     axes and frames, un-normalisation, length and order of chunks, NaN, repeatability, batches, ignored inputs.
-    Exit code 0: no fault found, 1: a fault.
+    Exit code 0: no fault found, 4: a fault.
     """
 
     policy: str | None = None
@@ -208,10 +210,6 @@ class _Told(Exception):
     """What was asked for is printed; nothing is left to do."""
 
 
-PRINTING = ("show", "compare", "leaderboard", "report", "list", "doctor", "--help", "--version")
-"""Commands that come to nothing when what they print is lost."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Without `argv` it is that of this process, and another one watches."""
     if argv is None:
@@ -226,14 +224,20 @@ def _aftermath(end: watch.End) -> int:
 
 
 def _main(arguments: list[str], for_good: bool) -> int:
-    watch.stops_interrupt()
-    with screen.own_streams(for_good) as stdout, _drawing_on_files():
+    watch.stops_interrupt(foreign.interrupt)
+    with screen.own_streams(for_good) as stdout, foreign.contained(), _drawing_on_files():
         code = _guarded(arguments)
-        stdout.flush()
-        if stdout.lost is None or stdout.lost.errno == errno.EPIPE:  # the reader has read enough, as `head` does
-            return code
-        _say(f"standard output took no more: {stdout.lost.strerror}.")
-        return EXIT_USAGE if code == EXIT_DONE and arguments[:1] and arguments[0] in PRINTING else code
+        if (said := _lost(stdout)) and code != EXIT_USAGE:
+            _say(said)
+        return code
+
+
+def _lost(stdout: screen.Screen) -> str:
+    """Why not all that was printed has arrived; empty when it has, or the reader has read enough, as `head` does."""
+    stdout.flush()
+    if stdout.lost is None or stdout.lost.errno == errno.EPIPE:
+        return ""
+    return f"standard output took no more: {stdout.lost.strerror}."
 
 
 def _guarded(arguments: list[str]) -> int:
@@ -244,30 +248,31 @@ def _guarded(arguments: list[str]) -> int:
             return _dispatch(arguments)
     except _Told:
         return EXIT_DONE
-    except UsageError as error:
-        _say(str(error))
-        return EXIT_USAGE
-    except KeyboardInterrupt:
-        _say("interrupted.")
-        return EXIT_INTERRUPTED
-    except SystemExit:
-        raise  # of --help
     except BaseException as error:  # some are no Exception, and Python's own exit code for them means a regression here
-        return _unexpected(error)
+        return _ended_by(error)
 
 
-def _unexpected(error: BaseException) -> int:
-    if usage := _limit_of_the_machine(error):
-        _say(str(usage))
-        return EXIT_USAGE
-    if watch.was_asked_to_stop():  # in the midst of an import, say
-        _say("interrupted.")
-        return EXIT_INTERRUPTED
-    _print_trace(error)
-    return EXIT_BUG
+def _ended_by(error: BaseException) -> int:
+    """Tells what ended the command and returns the exit code; what nobody expected keeps its traceback."""
+    if isinstance(error, UsageError):
+        code, said = EXIT_USAGE, str(error)
+    elif isinstance(error, KeyboardInterrupt) and not foreign.is_theirs(error):
+        code, said = EXIT_INTERRUPTED, "interrupted."
+    elif limit := _limit_of_the_machine(error.__cause__ if isinstance(error, PolicyFailure) else error):
+        code, said = EXIT_USAGE, str(limit)
+    elif watch.was_asked_to_stop():  # in the midst of an import, say
+        code, said = EXIT_INTERRUPTED, "interrupted."
+    elif isinstance(error, PolicyFailure):
+        _print_trace(error.__cause__)
+        code, said = EXIT_BROKEN, str(error)
+    else:
+        _print_trace(error)
+        return EXIT_BUG
+    _say(said)
+    return code
 
 
-def _limit_of_the_machine(error: BaseException) -> UsageError | None:
+def _limit_of_the_machine(error: BaseException | None) -> UsageError | None:
     """What a user can do about the error, where it is one that any call into the system may raise."""
     if isinstance(error, MemoryError):
         return UsageError(
@@ -279,6 +284,8 @@ def _limit_of_the_machine(error: BaseException) -> UsageError | None:
         return too_many_files(error)
     if error.errno == errno.ENAMETOOLONG:
         return UsageError(f"The path {str(error.filename)[:40]!r}... is too long for this file system: give another.")
+    if error.errno in _OF_THE_DISK:
+        return unwritable(error.filename or "the disk", error)
     return None
 
 
@@ -312,11 +319,13 @@ def _dispatch(arguments: list[str]) -> int:
     }
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         _tell(HELP)
+        _insist_told()
         return EXIT_DONE if arguments else EXIT_USAGE
     if arguments[0] == "--version":
         from importlib.metadata import version
 
         _tell(f"vla-bench {version('vla-bench')}")
+        _insist_told()
         return EXIT_DONE
     if arguments[0] not in commands:
         raise unknown_name("command", arguments[0], commands)
@@ -380,6 +389,7 @@ def _ending(outcome: Outcome) -> int:
 def _show(arguments: list[str]) -> int:
     config = _parse(ShowConfig, "show", arguments)
     _print_run(config.run, config.json, config.markdown)
+    _insist_told()
     return EXIT_DONE
 
 
@@ -451,7 +461,7 @@ def _check(arguments: list[str]) -> int:
     else:
         _tell(regression.render_text(gate))
     if os.environ.get("GITHUB_ACTIONS"):
-        print("\n".join(ci.github_annotations(gate)), file=sys.stderr if config.json else screen.results())
+        print("\n".join(ci.github_annotations(gate)), file=screen.messages() if config.json else screen.results())
     return regression.exit_code(gate)
 
 
@@ -496,10 +506,12 @@ def _leaderboard(arguments: list[str]) -> int:
     if config.out is not None:
         _write(Path(config.out), text + "\n", "w")
         _tell(for_terminal(config.out))
-    elif ending == ".json":
+        return EXIT_DONE
+    if ending == ".json":
         _tell_json(json.loads(text))
     else:
         _tell(text)
+    _insist_told()
     return EXIT_DONE
 
 
@@ -570,6 +582,7 @@ def _list(arguments: list[str]) -> int:
         _tell_json(rows)
     else:
         _tell(_paragraphs(rows) if config.what == "policies" else _aligned(rows))
+    _insist_told()
     return EXIT_DONE
 
 
@@ -702,9 +715,9 @@ def _examine(config: DoctorConfig) -> list[Check]:
 
 
 def _parse(config: type[T], command: str, arguments: list[str]) -> T:
-    """The command's flags as its dataclass. Raises UsageError in one sentence; prints help and exits 0 for --help.
+    """The command's flags as its dataclass. Raises UsageError in one sentence.
 
-    Raises _Told once it has printed what `--policy-args help` or `--suite-args help` asks for.
+    Raises _Told once it has printed what `--help`, `--policy-args help` or `--suite-args help` asks for.
     """
     _refuse_unknown_flags(config, command, arguments)
     if "help" in (*_values(arguments, "--policy-args"), *_values(arguments, "--suite-args")):
@@ -716,7 +729,7 @@ def _parse(config: type[T], command: str, arguments: list[str]) -> T:
             return tyro.cli(config, args=arguments, prog=f"vla-bench {command}", config=(tyro.conf.FlagCreatePairsOff,))
     except SystemExit as ending:
         if not ending.code:
-            raise
+            raise _Told from None
         raise UsageError(f"{_first_sentence(errors.getvalue())} See vla-bench {command} --help.") from None
 
 
@@ -777,13 +790,20 @@ def _tell_json(value: object) -> None:
     print(json.dumps(value, indent=2).replace("##", "#\\u0023"), file=screen.results())
 
 
+def _insist_told() -> None:
+    """Raises UsageError when what was printed did not arrive, for commands that come to nothing without it."""
+    stdout = screen.results()
+    if isinstance(stdout, screen.Screen) and (said := _lost(stdout)):
+        raise UsageError(said)
+
+
 def _say(sentence: str) -> None:
     """Tells the user something on standard error, in one line."""
-    print(f"vla-bench: {for_terminal(sentence)}", file=sys.stderr, flush=True)
+    print(f"vla-bench: {for_terminal(sentence)}", file=screen.messages(), flush=True)
 
 
-def _print_trace(error: BaseException) -> None:
-    print(for_log("".join(traceback.format_exception(error))), file=sys.stderr)
+def _print_trace(error: BaseException | None) -> None:
+    print(for_log("".join(traceback.format_exception(error))), file=screen.messages())
 
 
 class _Progress:
@@ -808,7 +828,9 @@ class _Progress:
         judged = [row for row in rows if row.success is not None]
         if judged:
             _say(f"resuming {path}: {len(judged)} of {total} episodes are done.")
-        self._bar = tqdm(total=total, initial=len(judged), unit="episode", dynamic_ncols=True, mininterval=0)
+        self._bar = tqdm(
+            total=total, initial=len(judged), unit="episode", dynamic_ncols=True, file=screen.messages(), mininterval=0
+        )
         for row in judged:
             self._rows[row.episode] = row
         self._say()
@@ -857,7 +879,9 @@ class _DuelProgress:
         from tqdm import tqdm
 
         if self._bar is None:
-            self._bar = tqdm(total=pairs, initial=score.seen, unit="pair", dynamic_ncols=True, mininterval=0)
+            self._bar = tqdm(
+                total=pairs, initial=score.seen, unit="pair", dynamic_ncols=True, file=screen.messages(), mininterval=0
+            )
         self._bar.update(score.seen - self._bar.n)
         evidence = f"evidence {score.e_value:.3g} of {1 / score.alpha:.3g}"
         self._bar.set_postfix_str(f"A {score.successes_a}, B {score.successes_b} of {score.pairs}, {evidence}")
@@ -880,7 +904,7 @@ class _TrainProgress:
         from tqdm import tqdm
 
         _say(note)
-        self._bar = tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True)
+        self._bar = tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True, file=screen.messages())
 
     def step(self, losses: Mapping[str, float], validation: Mapping[str, float]) -> None:
         said = {**losses, **({"validation": validation["loss"]} if validation else {})}

@@ -21,7 +21,8 @@ from vla_bench import dataset_hdf5, dataset_lerobot
 from vla_bench.config import EPISODE_TIMEOUT_S, RunConfig
 from vla_bench.demonstrations import Demonstration, PartKeeper, load_part, part_file
 from vla_bench.errors import UsageError
-from vla_bench.paths import TakesPaths, UserPath
+from vla_bench.foreign import contained
+from vla_bench.paths import TakesPaths, UserPath, home, returning
 from vla_bench.recorded import HDF5, LEROBOT
 from vla_bench.registry import make_suite
 from vla_bench.runner import Outcome, Watcher, run, select_tasks
@@ -91,23 +92,29 @@ class Collected(NamedTuple):
 
 def collect(config: CollectConfig, watcher: Watcher | None = None) -> Collected:
     """Play what is not yet played, then write the data sets. Raises UsageError for what the user can mend."""
+    with returning(), contained():
+        return _collect(config, watcher, Path(home(), config.out))
+
+
+def _collect(config: CollectConfig, watcher: Watcher | None, out: Path) -> Collected:
+    """`out` is absolute: suite and policy may change the working folder."""
     suite = make_suite(config.suite, config.suite_args)
     tasks = select_tasks(suite, config.task)
     if HDF5 in config.formats:
         dataset_hdf5.import_h5py()  # before hours of work
-    out = Path(config.out)
     _make_room(out, config.overwrite)
     planned = list(rounds(config, tasks))
     _insist_on_suite(out, planned[0])
     outcomes = []
     for each in planned:
-        outcomes.append(run(each, watcher, PartKeeper(out.absolute() / PARTS)))
+        outcomes.append(run(each, watcher, PartKeeper(out / PARTS)))
         if outcomes[-1].judged < outcomes[-1].planned:
             return Collected(outcomes, len(_rows(out)), 0, 0, ())
     rows = _rows(out)
     parts = _parts(out, rows)
     written = write(out, suite, parts, config.formats) if parts else ()
-    return Collected(outcomes, len(rows), len(parts), sum(row.steps for row, _ in parts), written)
+    told = [Path(config.out, folder.relative_to(out)) for folder in written]
+    return Collected(outcomes, len(rows), len(parts), sum(row.steps for row, _ in parts), told)
 
 
 def rounds(config: CollectConfig, tasks: Sequence[Task]) -> Iterator[RunConfig]:

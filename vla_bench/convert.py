@@ -11,8 +11,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from vla_bench.errors import UsageError
-from vla_bench.inference import check_compatible
-from vla_bench.paths import TakesPaths, UserPath
+from vla_bench.foreign import contained
+from vla_bench.inference import LocalPolicy, blaming, check_compatible
+from vla_bench.paths import TakesPaths, UserPath, home, returning
 from vla_bench.registry import make_policy, make_suite
 from vla_bench.types import Episode, Float32, Observation, Policy, PolicySpec, Suite
 
@@ -58,8 +59,15 @@ class Savable(Protocol):
 
 
 def convert(config: ConvertConfig) -> Converted:
-    """Read, write, read again, compare. Raises UsageError for what cannot be read, or does not answer the same."""
-    if Path(config.out).exists():
+    """Read, write, read again, compare. Raises UsageError for what cannot be read or does not answer the same, and
+    PolicyFailure."""
+    with returning(), contained():
+        return _convert(config, Path(home(), config.out))
+
+
+def _convert(config: ConvertConfig, out: Path) -> Converted:
+    """`out` is absolute: the policy may change the working folder."""
+    if out.exists():
         raise UsageError(f"{config.out} exists already; name a new directory.")
     suite = make_suite(config.suite, config.suite_args)
     given = make_policy(config.policy, suite, config.checkpoint, config.policy_args)
@@ -67,9 +75,10 @@ def convert(config: ConvertConfig) -> Converted:
     if not isinstance(given, Savable):
         raise UsageError(f"The policy {config.policy!r} cannot be converted: it has no save(path, provenance).")
     before = probe(given, suite)
-    given.save(config.out, _provenance(config, given.spec.checkpoint))
+    with blaming(given.spec.name, "save"):
+        given.save(str(out), _provenance(config, given.spec.checkpoint))
     del given  # two copies of a large model may not fit
-    written = make_policy(config.policy, suite, config.out, _still_needed(config.policy_args))
+    written = make_policy(config.policy, suite, str(out), _still_needed(config.policy_args))
     after = probe(written, suite)
     if not np.array_equal(before, after):
         off = float(np.abs(before - after).max()) if before.shape == after.shape else float("inf")
@@ -92,9 +101,9 @@ def probe(policy: Policy, suite: Suite) -> Float32:
     state = rng.normal(0.0, 0.1, len(suite.state)).astype(np.float32)
     seen = Observation(images, state, suite.tasks[0].instructions[0], slot=0, seed=1)
     past = (seen,) * (policy.spec.history - 1)
-    policy.reset([0], [Episode(suite.name, suite.tasks[0].name, 0, 0)])
-    (chunk,) = policy.infer([Observation(images, state, seen.instruction, 0, 1, past)])
-    return chunk.actions
+    answers = LocalPolicy(policy)
+    answers.begin(Episode(suite.name, suite.tasks[0].name, 0, 0))
+    return answers.answer(Observation(images, state, seen.instruction, 0, 1, past)).actions
 
 
 def _provenance(config: ConvertConfig, sha256: str) -> dict[str, str]:

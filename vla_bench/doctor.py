@@ -16,7 +16,7 @@ from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 
-from vla_bench.errors import UsageError, install_command
+from vla_bench.errors import EXIT_BROKEN, EXIT_DONE, UsageError, install_command
 from vla_bench.gl import GlProbe, choose_backend, install_advice, probe
 from vla_bench.provenance import is_half_removed
 from vla_bench.registry import broken_plugins, plugin_paths, unimportable
@@ -92,8 +92,8 @@ def to_json(checks: Sequence[Check]) -> dict[str, object]:
 
 
 def exit_code(checks: Sequence[Check]) -> int:
-    """0 when there is no problem, else 1; notes do not count."""
-    return int(any(check.ok is False for check in checks))
+    """0 when there is no problem, else 4; notes do not count."""
+    return EXIT_BROKEN if any(check.ok is False for check in checks) else EXIT_DONE
 
 
 def _mark(check: Check) -> str:
@@ -206,8 +206,7 @@ def _numba_cache() -> Check:
 
 
 _ASK_LIBERO = """
-import json, sys
-sys.path.pop(0)  # the folder one is in, which may hold a clone of LIBERO, is not where a run looks
+import json
 from vla_bench.envs.libero import check_folders, title
 from vla_bench.errors import MissingPackage, UsageError
 try:
@@ -335,9 +334,12 @@ def _torch(installed: Mapping[str, str]) -> Check:
 
 
 def _python_child(code: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
-    """What a Python of its own makes of that code. Raises TimeoutExpired."""
+    """What a Python of its own makes of that code. Raises TimeoutExpired.
+
+    The folder one is in, which may hold a clone of LIBERO or a json.py, is not where a run looks.
+    """
     return subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", f"import sys; sys.path[:] = filter(None, sys.path)\n{code}"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",

@@ -23,6 +23,7 @@ from tyro.conf import Positional, arg
 from vla_bench.compare import EXIT_CODES, Verdict, check_alpha, level
 from vla_bench.config import ALIASES, EPISODE_TIMEOUT_S, RunConfig, digest, folder_name
 from vla_bench.errors import EXIT_BROKEN, EXIT_INTERRUPTED, PolicyFailure, UsageError
+from vla_bench.foreign import contained
 from vla_bench.pairing import counted, episode_name, policy_title
 from vla_bench.paths import TakesPaths, UserPath, home, returning
 from vla_bench.renderers import MARK, drawn, likeness
@@ -215,7 +216,7 @@ def duel(config: DuelConfig, watch: Watch = lambda score, pairs: None) -> Duel:
 
     Raises UsageError for what the user can mend.
     """
-    with returning():
+    with returning(), contained():
         return _duel(config, watch)
 
 

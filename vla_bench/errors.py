@@ -18,7 +18,7 @@ EXIT_DONE = 0
 EXIT_REGRESSION = 1
 EXIT_UNDECIDED = 2
 EXIT_NOT_COMPARABLE = 3
-EXIT_BROKEN = 4  # episodes left without a verdict, or films that were asked for
+EXIT_BROKEN = 4  # episodes without a verdict, films that were asked for, a policy, simulator or machine with a fault
 EXIT_USAGE = 64  # sysexits.h EX_USAGE
 EXIT_BUG = 70  # sysexits.h EX_SOFTWARE: never mistaken for a verdict
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it; 143 by SIGTERM and 129 by SIGHUP where `watch` knows it
@@ -31,6 +31,10 @@ class UsageError(Exception):
 
 class PolicyFailure(Exception):
     """Raised when the policy raised or overran its time: the run stops, the episode stays unjudged."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Raised by Ctrl-C: code of others may raise a KeyboardInterrupt of its own."""
 
 
 class MissingPackage(UsageError):
@@ -82,7 +86,7 @@ def message_of(error: BaseException) -> str:
     """What somebody else's error says, in one line without its full stop; empty when it says nothing."""
     try:
         said = " ".join(str(error).split()).rstrip(".")
-    except Exception:  # their __str__
+    except BaseException:  # their __str__
         return ""
     return said if len(said) <= _LONGEST_MESSAGE else f"{said[:_LONGEST_MESSAGE]}..."
 

@@ -15,7 +15,9 @@ import numpy as np
 from vla_bench import probe
 from vla_bench.doctor import Check
 from vla_bench.errors import PolicyFailure, UsageError
+from vla_bench.foreign import contained
 from vla_bench.inference import LocalPolicy, check_compatible
+from vla_bench.paths import reachable, returning
 from vla_bench.probe import Moments, Reading
 from vla_bench.probe_inputs import Confusion, confusions
 from vla_bench.registry import make_policy, make_suite
@@ -69,6 +71,11 @@ class Examination:
 
 def examine(asked: Examination, tell: Tell = lambda _: None) -> list[Check]:
     """Every finding, in reading order. Raises UsageError for what is no fault of the adapter."""
+    with returning(), contained():
+        return _examine(asked, tell)
+
+
+def _examine(asked: Examination, tell: Tell) -> list[Check]:
     suite = make_suite(asked.suite, asked.suite_args)
     tasks = _tasks(suite, asked.task)
     policy = make_policy(asked.policy, suite, asked.checkpoint, asked.policy_args)
@@ -82,7 +89,7 @@ def examine(asked: Examination, tell: Tell = lambda _: None) -> list[Check]:
     if asked.recording is None:
         expert = oracle_expert(suite, tasks, asked.episodes, tell)
     else:
-        expert = recorded_expert(asked.recording, suite, tasks, asked.episodes)
+        expert = recorded_expert(str(reachable(asked.recording)), suite, tasks, asked.episodes)
     return examine_policy(policy, Tour(suite, policy.spec, expert, attach(policy)), tell)
 
 

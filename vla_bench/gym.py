@@ -10,7 +10,7 @@ from typing import Any
 
 import gymnasium
 
-from vla_bench.registry import SUITES, find_suite, make_suite
+from vla_bench.registry import SUITES, make_suite, suite_with
 
 
 def env_id(suite: str, task: str, version: str) -> str:
@@ -35,8 +35,11 @@ def register_tasks() -> None:
 def make_task(
     suite_name: str, task_name: str, render_mode: str | None = None, **options: Any
 ) -> gymnasium.Env[Any, Any]:
-    """One task with all cameras of its suite, for `gymnasium.make`; `options` are the suite's arguments."""
-    suite = find_suite(suite_name)(suite_name, **options)
+    """One task with all cameras of its suite, for `gymnasium.make`; `options` are the suite's arguments.
+
+    Raises UsageError for a suite that cannot be made.
+    """
+    suite = suite_with(suite_name, **options)
     env = suite.make_env(suite.task(task_name), [camera.name for camera in suite.cameras])
     assert isinstance(env, gymnasium.Env)
     env.render_mode = render_mode

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
 
 from vla_bench.errors import PolicyFailure, UsageError, message_of
+from vla_bench.foreign import foreign_code, insist_on_process, is_theirs
 from vla_bench.grounding import inside_total
 from vla_bench.rollout import Answer
 from vla_bench.types import ActionChunk, Attention, Episode, Float32, Observation, Policy, PolicySpec, Suite
@@ -30,6 +33,7 @@ class LocalPolicy:
         self._timeout_s = timeout_s
         self._calls = 0
         self._thread = _Thread()
+        self._owner = os.getpid()
 
     def begin(self, episode: Episode, slot: int = 0) -> None:
         self._guard("reset", lambda: self._policy.reset([slot], [episode]))
@@ -62,20 +66,35 @@ class LocalPolicy:
         ]
 
     def _guard(self, method: str, call: Callable[[], T]) -> T:
+        insist_on_process(self._owner)
         name, now = self._policy.spec.name, board()
-        try:
-            with now.policy(name, method, self._timeout_s):
-                return call() if self._timeout_s is None else self._thread.result(call, self._timeout_s)
-        except (UsageError, KeyboardInterrupt):
+        with blaming(name, method), now.policy(name, method, self._timeout_s):
+            if self._timeout_s is None:
+                return call()
+            try:
+                return self._thread.result(call, self._timeout_s)
+            except _Overran:
+                now.give_up()
+                raise PolicyFailure(
+                    f"The policy {name!r} took longer than --timeout {self._timeout_s:g} s in {method}."
+                ) from None
+
+
+@contextmanager
+def blaming(policy: str, method: str) -> Iterator[None]:
+    """Runs a policy's code. Whatever it raises is a PolicyFailure, but for a UsageError."""
+    try:
+        with foreign_code():
+            yield
+    except BaseException as error:  # argparse in a checkpoint loader exits, a tokenizer in Rust panics
+        if not is_theirs(error):
             raise
-        except TimeoutError:
-            now.give_up()
-            raise PolicyFailure(
-                f"The policy {name!r} took longer than --timeout {self._timeout_s:g} s in {method}."
-            ) from None
-        except BaseException as error:  # argparse in a checkpoint loader exits, a tokenizer in Rust panics
-            said = f": {text}" if (text := message_of(error)) else ""
-            raise PolicyFailure(f"The policy {name!r} raised {type(error).__name__} in {method}{said}.") from error
+        said = f": {text}" if (text := message_of(error)) else ""
+        raise PolicyFailure(f"The policy {policy!r} raised {type(error).__name__} in {method}{said}.") from error
+
+
+class _Overran(Exception):
+    """A call took longer than it may. A TimeoutError may be the policy's own, of a server it asks."""
 
 
 class _Thread:
@@ -87,7 +106,7 @@ class _Thread:
         self._thread: threading.Thread | None = None
 
     def result(self, call: Callable[[], T], seconds: float) -> T:
-        """What `call` returns or raises. Raises TimeoutError."""
+        """What `call` returns or raises. Raises _Overran."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, daemon=True)
             self._thread.start()
@@ -95,7 +114,7 @@ class _Thread:
         try:
             value, error = self._results.get(timeout=seconds)
         except queue.Empty:
-            raise TimeoutError from None
+            raise _Overran from None
         if error is not None:
             raise error
         returned: T = value
@@ -105,7 +124,9 @@ class _Thread:
         while True:
             call = self._calls.get()
             try:
-                self._results.put((call(), None))
+                with foreign_code():
+                    result = call()
+                self._results.put((result, None))
             except BaseException as error:
                 self._results.put((None, error))
 

@@ -62,6 +62,14 @@ def absolute(path: str | None) -> str | None:
     return None if path is None else str(Path(home(), path))
 
 
+def reachable(path: str | None) -> str | None:
+    """The path as it was given; from the root on where somebody else's code has changed the working folder."""
+    with suppress(FileNotFoundError):
+        if os.getcwd() == home():
+            return path
+    return absolute(path)
+
+
 @contextmanager
 def returning() -> Iterator[None]:
     """The working folder is afterwards what it was before, whatever a policy or a suite does to it.

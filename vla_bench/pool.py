@@ -30,6 +30,7 @@ import numpy as np
 from vla_bench.chunking import Chunking
 from vla_bench.config import EPISODE_TIMEOUT_S
 from vla_bench.errors import PolicyFailure, UsageError, too_many_files
+from vla_bench.foreign import contained, insist_on_process
 from vla_bench.inference import LocalPolicy
 from vla_bench.paths import returning
 from vla_bench.registry import make_policy, make_suite
@@ -56,6 +57,9 @@ _LEAVING_S = 5.0
 """What a worker gets to end by itself, which may be to close a scene and its driver's contexts."""
 _DYING_S = 5.0
 """What the system gets to end a process that was killed; one that waits for a driver stays until that answers."""
+_SAFE, _OURS = "PYTHONSAFEPATH", "vla-bench"
+_IMPORT_PATH = tuple(sys.path)
+"""As it was before any policy or suite was imported."""
 
 Memory = ctypes.Array[ctypes.c_ubyte]
 
@@ -144,11 +148,14 @@ class PipePolicy:
         self._pipe = pipe
         self._desk = desk
         self._slot = slot
+        self._owner = os.getpid()
 
     def begin(self, episode: Episode) -> None:
+        insist_on_process(self._owner)
         self._pipe.send(Begin(episode))
 
     def answer(self, observation: Observation) -> Answer:
+        insist_on_process(self._owner)
         asked = time.perf_counter()
         with board().policy("", "infer", None):  # whoever has it counts its time
             self._pipe.send(Ask(self._desk.put(replace(observation, slot=self._slot)), asked))
@@ -157,15 +164,23 @@ class PipePolicy:
         return answer
 
 
-def work(pipe: Connection, setup: WorkerSetup, memory: Memory, stacks: Connection, parent: int) -> None:
-    """A worker's life: episodes in, rollouts out, until the pipe says None or closes."""
+def work(
+    pipe: Connection, setup: WorkerSetup, memory: Memory, stacks: Connection, parent: int, *, import_path: Sequence[str]
+) -> None:
+    """A worker's life: episodes in, rollouts out, until the pipe says None or closes.
+
+    Suites and policies are looked for on the import path of the main process.
+    """
     report_to(parent, stacks.fileno())
     write_to(memoryview(memory).cast("B"))
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # they are the main process's to heed
     signal.pthread_sigmask(signal.SIG_UNBLOCK, stops())
     os.chdir(setup.folder)  # a policy may have changed it in the main process
-    with own_streams(for_good=True), returning():
+    if os.environ.get(_SAFE) == _OURS:
+        del os.environ[_SAFE]
+    sys.path[:] = import_path
+    with own_streams(for_good=True), contained(), returning():
         _work(pipe, setup, memory)
 
 
@@ -220,8 +235,9 @@ class Worker:
         self.overdue: Overdue | None = None
         """Why it was ended, when it was."""
         given = (theirs, setup, memory, stacks, os.getpid())
-        self.process: BaseProcess = context.Process(target=work, args=given, daemon=True)
-        with _importable_main(), _stops_held():
+        path = {"import_path": list(sys.path)}
+        self.process: BaseProcess = context.Process(target=work, args=given, kwargs=path, daemon=True)
+        with _importable_main(), _stops_held(), _importing_safely():
             self.process.start()
         theirs.close()
         stacks.close()
@@ -286,6 +302,36 @@ class _importable_main:
 
     def __exit__(self, *_: object) -> None:
         sys.modules["__main__"].__dict__.update({k: v for k, v in self._saved.items() if v is not None})
+
+
+@contextlib.contextmanager
+def _importing_safely() -> Iterator[None]:
+    """A process started inside imports its own modules from where the main process did, whatever is beside the user.
+
+    Spawning runs `python -c`, which looks into the working folder first: a pickle.py there would run. Python 3.10 does
+    not know the variable, so that it is started elsewhere. What policies have added to the path is left to `work`.
+    """
+    path, before = list(sys.path), os.environ.get(_SAFE)
+    sys.path[:] = _IMPORT_PATH
+    os.environ[_SAFE] = before or _OURS
+    try:
+        with contextlib.nullcontext() if sys.version_info >= (3, 11) else _standing_in(sys.prefix):
+            yield
+    finally:
+        sys.path[:] = path
+        if not before:
+            del os.environ[_SAFE]
+
+
+@contextlib.contextmanager
+def _standing_in(folder: str) -> Iterator[None]:
+    before = os.open(".", os.O_RDONLY)
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.fchdir(before)
+        os.close(before)
 
 
 @contextlib.contextmanager

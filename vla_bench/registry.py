@@ -18,9 +18,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from vla_bench import foreign
 from vla_bench.config import ALIASES, list_arguments, parse_arguments
 from vla_bench.errors import MissingPackage, UsageError, in_a_line, unknown_name
-from vla_bench.paths import home
+from vla_bench.foreign import foreign_code, is_theirs
+from vla_bench.paths import home, reachable
 from vla_bench.shipped import find_shipped, insist_on_sha256
 from vla_bench.source import code_hash, imports_hash
 from vla_bench.types import Env, Policy, PolicySpec, Privileged, Suite
@@ -118,9 +120,13 @@ def sketch_policy(name: str) -> Sketch:
 
 def make_suite(name: str, given: Sequence[str] = ()) -> Suite:
     """The suite of that name, alias or import path, with name=value arguments. Raises UsageError."""
+    return suite_with(name, **parse_arguments(find_suite(name), given, "--suite-args", _ENGINE_FILLS))
+
+
+def suite_with(name: str, **arguments: Any) -> Suite:
+    """The same with the function's own arguments."""
     name, factory = ALIASES.get(name, name), find_suite(name)
-    arguments = parse_arguments(factory, given, "--suite-args", _ENGINE_FILLS)
-    with _said(f"The suite {name!r} could not be made"):
+    with telling(f"The suite {name!r} could not be made"):
         made = factory(name, **arguments)
     if not isinstance(made, Suite):
         raise UsageError(
@@ -179,8 +185,8 @@ def make_policy(name: str, suite: Suite, checkpoint: str | None = None, given: S
     if "suite" in parameters:
         arguments["suite"] = suite
     shipped = None if arguments.get("size") == "tiny" else find_shipped(name, suite.name, checkpoint)
-    arguments |= _checkpoint_argument(name, str(shipped.path) if shipped else checkpoint, parameters)
-    with _said(f"The policy {name!r} could not be made"):
+    arguments |= _checkpoint_argument(name, str(shipped.path) if shipped else reachable(checkpoint), parameters)
+    with telling(f"The policy {name!r} could not be made"):
         policy = constructor(**arguments)
     insist_on_policy(policy, name)
     if shipped:
@@ -240,16 +246,17 @@ def _kind(value: object) -> str:
 
 
 @contextmanager
-def _said(what: str) -> Iterator[None]:
-    """Whatever somebody else's code raises inside is told as a UsageError that begins with `what`.
+def telling(what: str) -> Iterator[None]:
+    """Runs somebody else's code. Whatever it raises is told as a UsageError that begins with `what`.
 
     SystemExit too, and what compiled libraries raise in panic, which is no Exception.
     """
     try:
-        yield
-    except (UsageError, KeyboardInterrupt):
-        raise
+        with foreign_code():
+            yield
     except BaseException as error:
+        if not is_theirs(error):
+            raise
         raise UsageError(f"{what}: {_where(error)}") from error
 
 
@@ -257,7 +264,7 @@ def _where(error: BaseException) -> str:
     """The error in one sentence, with the line that raised it."""
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error.msg} ({error.filename}, line {error.lineno})."
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    frame = [one for one in traceback.extract_tb(error.__traceback__) if one.filename != foreign.__file__][-1]
     return f"{in_a_line(error)} ({frame.filename}, line {frame.lineno})."
 
 
@@ -370,7 +377,7 @@ def _refuse_server(kind: str, name: str) -> None:
 def _load(kind: str, path: str) -> Callable[..., Any]:
     """The attribute at module:name. Raises UsageError."""
     module_name, _, attribute = path.partition(":")
-    with _said(f"The {kind} {path!r} cannot be imported"):
+    with telling(f"The {kind} {path!r} cannot be imported"):
         try:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
@@ -404,7 +411,7 @@ def _module_of(kind: str, name: str, file: str) -> ModuleType:
     assert spec.loader is not None
     module = sys.modules[own] = importlib.util.module_from_spec(spec)
     try:
-        with _said(f"The {kind} {name!r} cannot be imported"):
+        with telling(f"The {kind} {name!r} cannot be imported"):
             spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[own]

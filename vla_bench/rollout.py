@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import logging
+import math
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from vla_bench.chunking import Chunking, Past
-from vla_bench.errors import PolicyFailure, UsageError, in_a_line, message_of
+from vla_bench.errors import in_a_line, message_of
+from vla_bench.foreign import foreign_code, is_theirs
 from vla_bench.grounding import score
 from vla_bench.overlay import overlaid
 from vla_bench.registry import insist_on_env
@@ -163,7 +165,7 @@ class Actor:
 def run_episode(env: Env, actor: Actor, episode: Episode, control_hz: float, started: float) -> Rollout:
     """Play the episode to success or to its step limit. `started` is the `perf_counter` at which its set-up began."""
     observation = env.reset_trial(episode.trial, episode.seed)
-    scene = env.fingerprint()
+    scene = _fingerprint(env)
     actor.begin(episode)
     setup_s = time.perf_counter() - started
     tally = _Tally()
@@ -196,7 +198,7 @@ def run_episode(env: Env, actor: Actor, episode: Episode, control_hz: float, sta
         policy_s=actor.policy_s,
         sim_s=tally.steps / control_hz,
         scene_fingerprint=scene,
-        final_fingerprint=env.fingerprint(),
+        final_fingerprint=_fingerprint(env),
         subgoals=tally.subgoals,
         out_of_bounds=out_of_bounds(getattr(env, "action_space", None), played),
     )
@@ -227,13 +229,27 @@ class _Tally:
     render_s: float = 0.0
 
     def add(self, after: Transition) -> None:
-        self.steps += after.steps
+        """Take in what came of one chunk. Raises ValueError or TypeError for what no row can hold."""
+        self.steps += int(after.steps)
         self.success = bool(after.success)
         self.over = bool(after.success or after.truncated)
         self.subgoals_done = int(after.subgoals_done)
-        self.subgoals = tuple(after.subgoals)
-        self.physics_s += after.physics_s
-        self.render_s += after.render_s
+        self.subgoals = tuple(map(str, after.subgoals))
+        self.physics_s += _seconds("physics_s", after.physics_s)
+        self.render_s += _seconds("render_s", after.render_s)
+
+
+def _seconds(name: str, told: float) -> float:
+    if not math.isfinite(told):
+        raise ValueError(f"advance returned {name} {told}, expected seconds")
+    return float(told)
+
+
+def _fingerprint(env: Env) -> str:
+    told = env.fingerprint()
+    if not isinstance(told, str):
+        raise TypeError(f"fingerprint returned {type(told).__name__}, expected str")
+    return told
 
 
 def broken(episode: Episode, error: str, message: str) -> EpisodeResult:
@@ -317,13 +333,14 @@ class Stage:
         """
         started = time.perf_counter()
         try:
-            env = self._scene(episode.task)
-            rollout = run_episode(env, self._actor, episode, self._suite.control_hz, started)
-            if self._keeper is not None:
-                self._keeper.keep(env, rollout)
-        except (UsageError, PolicyFailure, KeyboardInterrupt):
-            raise
+            with foreign_code():
+                env = self._scene(episode.task)
+                rollout = run_episode(env, self._actor, episode, self._suite.control_hz, started)
+                if self._keeper is not None:
+                    self._keeper.keep(env, rollout)
         except BaseException as error:  # SystemExit, and the panics of compiled libraries, are no Exception
+            if not is_theirs(error):
+                raise
             self.close()
             row = broken(episode, type(error).__name__, message_of(error))
             none = np.zeros((0, self._suite.action.dim), np.float32)
@@ -343,11 +360,12 @@ class Stage:
             attention=any(self._actor.attention),
         )
         try:
-            write_film(self._filming.run / name, self._frames(env, about), about)
-        except KeyboardInterrupt:
-            self.interrupted = True  # once the verdict is stored
-            return rollout
+            with foreign_code():
+                write_film(self._filming.run / name, self._frames(env, about), about)
         except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and not is_theirs(error):
+                self.interrupted = True  # once the verdict is stored
+                return rollout
             said = f"{NOT_FILMED}{in_a_line(error)}"
             return rollout._replace(result=replace(result, message=said), trace=traceback.format_exc())
         return rollout._replace(result=replace(result, video=name))
@@ -383,10 +401,11 @@ class Stage:
         if env is None:
             return
         try:
-            env.close()
-        except KeyboardInterrupt:
-            raise
+            with foreign_code():
+                env.close()
         except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and not is_theirs(error):
+                raise
             said = f"the environment of {self._task} raised in close: {in_a_line(error)}"
             _LOG.warning("vla-bench: %s", for_terminal(said))
         del env

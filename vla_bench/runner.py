@@ -14,13 +14,14 @@ from typing import NamedTuple, Protocol
 
 from vla_bench.config import RunConfig, describe, digest
 from vla_bench.errors import PolicyFailure, UsageError, unknown_name
+from vla_bench.foreign import contained
 from vla_bench.gl import renderer, use_backend
 from vla_bench.inference import LocalPolicy, check_compatible
 from vla_bench.paths import absolute, home, returning
 from vla_bench.pixels import views_of
 from vla_bench.pool import Pool, WorkerSetup, worker_count
 from vla_bench.provenance import content_hash, gather
-from vla_bench.registry import make_policy, make_suite, policy_code, suite_code
+from vla_bench.registry import make_policy, make_suite, policy_code, suite_code, telling
 from vla_bench.renderers import Drawn, between, drawn, pixels_sentence, without_renderer
 from vla_bench.rollout import Actor, Filming, Keeper, Rollout, Stage, attach
 from vla_bench.shipped import note_on
@@ -109,6 +110,8 @@ def protocol(suite: Suite, config: RunConfig) -> dict[str, object]:
 
     Which renderer makes the pictures is not in it: that is recorded in every row, and compared by its pixels.
     """
+    with telling(f"The suite {suite.name!r} does not say what it consists of"):
+        simulator = dict(suite.provenance())
     settings = {
         "suite": suite.name,
         "version": suite.version,
@@ -118,7 +121,7 @@ def protocol(suite: Suite, config: RunConfig) -> dict[str, object]:
         "cameras": [[camera.name, camera.height, camera.width] for camera in suite.cameras],
         "control_hz": suite.control_hz,
         "settings": dict(suite.protocol),
-        "simulator": dict(suite.provenance()),
+        "simulator": simulator,
         "chunking": describe(config.make_chunking()),
         **_code_of_suite(config.suite),
     }
@@ -227,7 +230,7 @@ def run(config: RunConfig, watcher: Watcher | None = None, keeper: Keeper | None
 
     Raises UsageError for what the user can mend.
     """
-    with returning():
+    with returning(), contained():
         return _run(config, watcher or Silent(), keeper)
 
 

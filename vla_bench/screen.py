@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
+from vla_bench.foreign import forget, keep_private, open_closed_descriptors
+
 _ASCII = "vla-bench-ascii"
 _STAND_INS = {"–": "-", "—": "-", "−": "-", "·": ".", "×": "x", "±": "+-", "≥": ">=", "≤": "<=", "→": "->", "…": "..."}
 _STAND_INS |= {"π": "pi", "α": "alpha", "█": "#", "│": "|", "─": "-", "’": "'", "“": '"', "”": '"'}
@@ -69,11 +71,17 @@ class Screen:
 
 
 _results: list[Screen] = []
+_messages: list[Screen] = []
 
 
 def results() -> TextIO:
     """Where results are printed: standard output, as it was before `own_streams`."""
     return cast(TextIO, _results[-1]) if _results else sys.stdout
+
+
+def messages() -> TextIO:
+    """Where everything else is printed: standard error, also where somebody else has put another in its place."""
+    return cast(TextIO, _messages[-1]) if _messages else sys.stderr
 
 
 @contextmanager
@@ -82,19 +90,21 @@ def own_streams(for_good: bool = False) -> Iterator[Screen]:
 
     With `for_good` nothing is put back: what the end of the process prints is no result either.
     """
-    _open_closed_descriptors()
+    open_closed_descriptors()
     before = sys.stdout, sys.stderr
-    errors = cast(TextIO, Screen(sys.stderr or _nowhere()))
+    errors = Screen(sys.stderr or _nowhere())
     with _kept_apart(sys.stdout or _nowhere(), for_good) as stream:
         screen = Screen(stream)
         _results.append(screen)
-        sys.stdout = sys.stderr = errors
+        _messages.append(errors)
+        sys.stdout = sys.stderr = cast(TextIO, errors)
         try:
             yield screen
         finally:
             screen.flush()
             errors.flush()
             _results.remove(screen)
+            _messages.remove(errors)
             if not for_good:
                 sys.stdout, sys.stderr = before
 
@@ -107,7 +117,7 @@ def _kept_apart(stdout: TextIO, for_good: bool) -> Iterator[TextIO]:
         return
     with suppress(OSError):
         stdout.flush()
-    kept = os.dup(1)
+    kept = keep_private(os.dup(1))
     os.dup2(2, 1)
     buffering = 1 if stdout.isatty() else -1
     stream = open(kept, "w", encoding=stdout.encoding, buffering=buffering)  # noqa: SIM115 closing it fails on a full disk
@@ -119,6 +129,7 @@ def _kept_apart(stdout: TextIO, for_good: bool) -> Iterator[TextIO]:
                 one.flush()
         if not for_good:
             os.dup2(kept, 1)
+        forget(kept)
         with suppress(OSError):
             stream.close()
 
@@ -128,15 +139,6 @@ def _is_descriptor_1(stream: TextIO) -> bool:
         return stream.fileno() == 1
     except (OSError, ValueError):
         return False
-
-
-def _open_closed_descriptors() -> None:
-    """Where `2>&-` closed one, the next file opened would get its number, and C libraries would print into it."""
-    for number in (0, 1, 2):
-        try:
-            os.fstat(number)
-        except OSError:  # noqa: PERF203
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def _nowhere() -> TextIO:

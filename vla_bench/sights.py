@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
@@ -17,10 +18,10 @@ import numpy as np
 
 from vla_bench.chunking import RecedingHorizon
 from vla_bench.errors import UsageError
-from vla_bench.inference import LocalPolicy
+from vla_bench.inference import LocalPolicy, blaming
 from vla_bench.recorded import read_recorded
 from vla_bench.recording import Recorded
-from vla_bench.registry import make_policy
+from vla_bench.registry import make_policy, telling
 from vla_bench.rollout import Actor, Stage, attach, inference_seed
 from vla_bench.types import Env, Episode, Float32, Observation, PolicySpec, Suite, Task
 
@@ -129,29 +130,39 @@ class Tour:
 
     def __iter__(self) -> Iterator[Sight]:
         for task in dict.fromkeys(episode.task for episode in self.expert.solved):
-            env = self.suite.make_env(self.suite.task(task), [camera.name for camera in self.spec.cameras])
-            try:
+            with self._telling("make_env"):
+                env = self.suite.make_env(self.suite.task(task), [camera.name for camera in self.spec.cameras])
                 if self.spec.history > 1:
                     env.look_back(self.spec.history)
+            try:
                 for number, episode in enumerate(self.expert.solved):
                     if episode.task == task:
                         yield from self._episode(env, number, episode)
             finally:
-                env.close()
+                with self._telling("close"):
+                    env.close()
+
+    def _telling(self, method: str) -> AbstractContextManager[None]:
+        return telling(f"The environment of the suite {self.suite.name!r} failed in {method}")
 
     def _episode(self, env: Env, number: int, episode: Episode) -> Iterator[Sight]:
         if self.watch is not None:
-            self.watch(env)
+            with blaming(self.spec.name, "attach"):
+                self.watch(env)
         actions = self.expert.solved[episode].actions
         stride = ceil(len(actions) / PER_EPISODE) if self.spec.cameras else 1
-        observation, step, begins, success = env.reset_trial(episode.trial, episode.seed), 0, True, False
+        step, begins, success = 0, True, False
+        with self._telling("reset_trial"):
+            observation = env.reset_trial(episode.trial, episode.seed)
         while step < len(actions):
             yield Sight(episode, number, step, begins, observation)
-            observation, steps, success, truncated, _, begins, *_ = env.advance(actions[step : step + stride])
+            with self._telling("advance"):
+                observation, steps, success, truncated, _, begins, *_ = env.advance(actions[step : step + stride])
             step += steps
             if success or truncated:
                 break
-        self.ended[episode] = Ending(bool(success), env.fingerprint())
+        with self._telling("fingerprint"):
+            self.ended[episode] = Ending(bool(success), env.fingerprint())
 
 
 def ask(

@@ -26,6 +26,7 @@ import numpy as np
 from vla_bench.config import digest
 from vla_bench.errors import UsageError, unwritable
 from vla_bench.files import append, opened, remove, temporary_of, truncate, write, write_whole
+from vla_bench.foreign import insist_on_process
 from vla_bench.lock import LOCK, STAND_IN, Found, Lock, take
 from vla_bench.renderers import without_renderer
 from vla_bench.text import for_log, for_terminal
@@ -98,6 +99,7 @@ class RunStore:
         self.previous = previous
         """What run.json said before a resume."""
         self._lock = lock
+        self._owner = os.getpid()
         if _mend(path / EPISODES):
             self.notes.append(f"{path / EPISODES} ended in half a line, now cut off: that episode runs again.")
         _mend(path / SPOOL)
@@ -147,6 +149,7 @@ class RunStore:
 
     def log_error(self, heading: str, trace: str) -> None:
         """Keeps a traceback for whoever wants to mend what broke; where that fails, a note."""
+        insist_on_process(self._owner)
         with self.noting(), _failure(self.path / ERRORS):
             append(self.path / ERRORS, f"{for_terminal(heading)}\n{for_log(trace)}\n\n".encode())
 
@@ -220,6 +223,7 @@ class RunStore:
     @contextmanager
     def _writing(self, name: str, then: str = "") -> Iterator[Path]:
         """The file of that name, if the run is in place. Raises UsageError, also when it cannot be written."""
+        insist_on_process(self._owner)
         self.insist_in_place()
         try:
             yield self.path / name

@@ -23,10 +23,12 @@ from typing import Annotated, Any, NamedTuple, Protocol
 
 import tyro
 
-from vla_bench.errors import UsageError, unwritable
+from vla_bench.errors import Interrupted, PolicyFailure, UsageError, unwritable
 from vla_bench.files import make_folder, write_whole
+from vla_bench.foreign import contained
+from vla_bench.inference import blaming
 from vla_bench.learning import Learner, Recipe, Scales, Teachable, Weights
-from vla_bench.paths import TakesPaths, UserPath
+from vla_bench.paths import TakesPaths, UserPath, home, returning
 from vla_bench.provenance import gather
 from vla_bench.registry import find_policy, make_policy
 from vla_bench.train_log import LossLog
@@ -115,14 +117,23 @@ class Trained(NamedTuple):
 
 
 def train(config: TrainConfig, watcher: Watcher | None = None) -> Trained:
-    """Take all steps that are missing, then write the checkpoint. Raises UsageError for what the user can mend."""
+    """Take all steps that are missing, then write the checkpoint. Raises UsageError for what the user can mend, and
+    PolicyFailure."""
+    with returning(), contained():
+        data = tuple(str(Path(home(), folder)) for folder in config.data)
+        trained = _train(dataclasses.replace(config, out=str(Path(home(), config.out)), data=data), watcher)
+    return trained._replace(path=Path(config.out), log=Path(config.folder, trained.log.name))
+
+
+def _train(config: TrainConfig, watcher: Watcher | None) -> Trained:
+    """The same with paths that are absolute, whatever the policy does to the working folder."""
     if config.overwrite:
         _clear(config)
     data = read_training_data(config.data, config.suite)
     policy = _policy(config, data)
-    recipe = policy.recipe().changed(
-        steps=config.steps, batch_size=config.batch_size, learning_rate=config.learning_rate
-    )
+    with blaming(policy.spec.name, "recipe"):
+        usual = policy.recipe()
+    recipe = usual.changed(steps=config.steps, batch_size=config.batch_size, learning_rate=config.learning_rate)
     settings = _settings(config, recipe, data)
     with _written(config):
         _insist_on_same(config, settings)
@@ -131,13 +142,16 @@ def train(config: TrainConfig, watcher: Watcher | None = None) -> Trained:
             return Trained(Path(config.out), recipe.steps, recipe.steps, log.csv)
         learnt, held = data.split(config.validation_share)
         state, action = map(Scales.of, learnt.numbers())
-        learner = policy.learner(recipe, state, action, config.seed, config.threads or _cores())
-        if (config.folder / STATE).is_file():
-            learner.resume(config.folder / STATE)
+        with blaming(policy.spec.name, "learner"):
+            learner = policy.learner(recipe, state, action, config.seed, config.threads or _cores())
+            if (config.folder / STATE).is_file():
+                learner.resume(config.folder / STATE)
         log.go_back(learner.done)
         _learn(_Lesson(config, policy, learner, recipe, learnt, held, log), watcher)
         if learner.done == recipe.steps:
-            learner.save(Path(config.out), _card(config, recipe, data, log), config.weights)
+            card = _card(config, recipe, data, log)
+            with blaming(policy.spec.name, "save"):
+                learner.save(Path(config.out), card, config.weights)
             (config.folder / STATE).unlink()
         return Trained(Path(config.out), learner.done, recipe.steps, log.csv)
 
@@ -147,7 +161,10 @@ def _written(config: TrainConfig) -> Iterator[None]:
     """Raises UsageError when the disk does not take what is kept."""
     try:
         yield
-    except OSError as error:
+    except (OSError, PolicyFailure) as raised:
+        error = raised.__cause__ if isinstance(raised, PolicyFailure) else raised
+        if not isinstance(error, OSError):
+            raise
         raise unwritable(config.folder, error, "; the same command resumes from what was kept last") from error
 
 
@@ -221,7 +238,8 @@ class _Lesson:
 
     def step(self) -> Mapping[str, float]:
         batch = self.learnt.draw(self.learner.done, self.recipe.batch_size, self.config.seed, *self.shape)
-        losses = self.learner.step(batch)
+        with blaming(self.policy.spec.name, "step"):
+            losses = self.learner.step(batch)
         if not math.isfinite(losses["loss"]):
             raise UsageError(f"The loss is {losses['loss']} after {self.learner.done} steps; lower --learning-rate.")
         return losses
@@ -230,7 +248,8 @@ class _Lesson:
         """Mean losses on what is held out, by the averaged weights; empty when nothing is."""
         if not len(self.held):
             return {}
-        return self.learner.validate(self.held.spread(VALIDATED, self.recipe.batch_size, *self.shape))
+        with blaming(self.policy.spec.name, "validate"):
+            return self.learner.validate(self.held.spread(VALIDATED, self.recipe.batch_size, *self.shape))
 
 
 def _learn(lesson: _Lesson, watcher: Watcher | None) -> None:
@@ -258,7 +277,8 @@ def _keep(
 ) -> None:
     done = lesson.learner.done
     lesson.log.add(done, lesson.recipe.rate(done - 1), clock.minutes, losses, validation)
-    lesson.learner.keep(lesson.config.folder / STATE)
+    with blaming(lesson.policy.spec.name, "keep"):
+        lesson.learner.keep(lesson.config.folder / STATE)
 
 
 def _about(lesson: _Lesson) -> str:
@@ -287,7 +307,7 @@ def _asked_to_stop() -> Iterator[Callable[[], bool]]:
 
     def ask(*_: object) -> None:
         if asked.is_set() and not is_watched():
-            raise KeyboardInterrupt
+            raise Interrupted
         asked.set()
 
     heeded = [signal.SIGTERM] if is_watched() else [signal.SIGINT, signal.SIGTERM]

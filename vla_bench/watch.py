@@ -20,7 +20,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 TICK_S = 0.25
 GRACE_S = 2.0
@@ -237,8 +237,8 @@ def report_to(parent: int, stacks: int) -> None:
     signal.signal(signal.SIGCONT, lambda *_: _board.continued())
 
 
-def stops_interrupt() -> None:
-    """From now on it raises KeyboardInterrupt, once, that a watched process is asked to stop; before, it just ended."""
+def stops_interrupt(interrupt: Callable[[], NoReturn]) -> None:
+    """From now on `interrupt`, once, when a watched process is asked to stop; before, it just ended."""
     if not _is_watched:
         return
 
@@ -246,7 +246,7 @@ def stops_interrupt() -> None:
         global _was_asked  # noqa: PLW0603
         if not _was_asked:
             _was_asked = True
-            raise KeyboardInterrupt
+            interrupt()
 
     signal.signal(signal.SIGTERM, stop)
     sys.unraisablehook = _lost_interrupts_return

@@ -1,0 +1,158 @@
+"""What policies, simulators and suites do to the process that they run in: exit codes and rows stay ours."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vla_bench.config import RunConfig
+from vla_bench.duel import DuelConfig, duel
+from vla_bench.errors import UsageError
+from vla_bench.lock import take
+from vla_bench.runner import run
+from vla_bench.store import read_episodes
+
+TESTS = Path(__file__).parent
+ENDS = (
+    "raise",
+    "exit 0",
+    "exit 1",
+    "exit",
+    "exit text",
+    "_exit 0",
+    "_exit 1",
+    "cancel",
+    "generator",
+    "interrupt",
+    "panic",
+)
+SOME = ("exit 0", "_exit 1", "interrupt")
+
+
+@pytest.fixture(autouse=True)
+def versions_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two hundred packages are looked at for provenance otherwise, in each of the runs here."""
+    monkeypatch.setattr("vla_bench.runner.gather", lambda: {"versions": {}})
+
+
+def config(out: Path, policy: tuple[str, ...] = (), suite: tuple[str, ...] = (), **more: object) -> RunConfig:
+    known = {"task": ("east",), "episodes": 2, "out": str(out), **more}
+    return RunConfig("rude:Rude", "rude:suite", policy_args=policy, suite_args=suite, **known)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("where", "how"), [*(("infer", how) for how in [*ENDS, "timeout"]), *(("reset", how) for how in SOME)]
+)
+def test_whatever_a_policy_raises_is_the_policys_failure(where: str, how: str, tmp_path: Path) -> None:
+    outcome = run(config(tmp_path / "run", (f"how={how}", f"where={where}")))
+    assert outcome.failure.startswith("The policy 'walker' raised ")
+    assert f" in {where}" in outcome.failure
+    assert not outcome.interrupted
+    assert "Traceback" in (tmp_path / "run" / "errors.log").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("how", SOME)
+def test_whatever_a_policy_raises_within_its_time_is_told_at_once(how: str, tmp_path: Path) -> None:
+    outcome = run(config(tmp_path / "run", (f"how={how}",), timeout=60.0))
+    assert outcome.failure.startswith("The policy 'walker' raised ")
+
+
+@pytest.mark.parametrize(
+    ("where", "how"),
+    [
+        *(("advance", how) for how in ENDS),
+        *((where, how) for where in ("make_env", "reset_trial", "fingerprint") for how in SOME),
+    ],
+)
+def test_whatever_a_simulator_raises_leaves_an_episode_unjudged(where: str, how: str, tmp_path: Path) -> None:
+    outcome = run(config(tmp_path / "run", suite=(f"how={how}", f"where={where}")))
+    assert (outcome.judged, outcome.broken, outcome.failure) == (0, 2, "")
+    rows = read_episodes(tmp_path / "run")
+    assert [(row.success, row.attempts) for row in rows] == [(None, 3), (None, 3)]
+    assert all(row.error for row in rows)
+
+
+@pytest.mark.parametrize("how", SOME)
+def test_a_film_or_an_end_that_goes_wrong_takes_no_verdict(how: str, tmp_path: Path) -> None:
+    for where in ("film", "close"):
+        outcome = run(config(tmp_path / where, suite=(f"how={how}", f"where={where}"), video="all"))
+        assert (outcome.judged, bool(outcome.films_lost)) == (2, where == "film")
+
+
+@pytest.mark.parametrize("how", SOME)
+@pytest.mark.parametrize("where", ["make", "suite", "provenance"])
+def test_what_cannot_be_made_is_a_sentence(how: str, where: str, tmp_path: Path) -> None:
+    given = (f"how={how}", f"where={where}")
+    asked = config(tmp_path / "run", given) if where == "make" else config(tmp_path / "run", suite=given)
+    with pytest.raises(UsageError, match=r"rude\.py, line"):
+        run(asked)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("how", ["exit 0", "interrupt"])
+def test_a_policy_that_fails_ends_a_duel(how: str, tmp_path: Path) -> None:
+    ended = duel(
+        DuelConfig("fakes:Walker", "rude:Rude", "rude:suite", policy_args_b=(f"how={how}",), out=str(tmp_path))
+    )
+    assert (ended.interrupted, "raised" in ended.failure) == (False, True)
+
+
+@pytest.mark.parametrize("how", ["_exit 0", pytest.param("interrupt", marks=pytest.mark.slow)])
+def test_with_workers_it_is_the_same(how: str, tmp_path: Path) -> None:
+    outcome = run(config(tmp_path / "policy", (f"how={how}",), workers="2"))
+    assert "raised" in outcome.failure
+    outcome = run(config(tmp_path / "suite", suite=(f"how={how}",), workers="2"))
+    assert (outcome.judged, outcome.broken) == (0, 2)
+
+
+def test_a_thread_that_ends_the_process_ends_it_as_a_failure(tmp_path: Path) -> None:
+    done = command("run", "--policy", "rude:Rude", "--policy-args", "how=thread", "--out", str(tmp_path / "run"))
+    assert done.returncode == 4
+    assert "The process ended itself with exit code 0 in infer of the policy 'walker'; 0 of 2 episodes" in done.stderr
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "vla_bench.cli", *arguments, "--suite", "rude:suite", "--episodes", "1"],
+        capture_output=True,
+        encoding="utf-8",
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("place", ["policy", "suite"])
+@pytest.mark.parametrize("timeout", [None, 60.0])
+def test_a_process_that_foreign_code_forks_is_not_the_engine(
+    place: str, timeout: float | None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = {place: ("how=fork",)}
+    outcome = run(config(tmp_path / "run", timeout=timeout, **given))
+    assert (outcome.judged, outcome.broken, outcome.failure) == (2, 0, "")
+    assert len((tmp_path / "run" / "episodes.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+    assert "from the child" in capfd.readouterr().out
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from vla_bench.lock import take
+
+lock = take(Path(sys.argv[1]))
+if os.fork() == 0:
+    sys.stdin.read()
+    os._exit(0)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_child_that_outlives_a_killed_run_does_not_hold_its_lock(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdin=subprocess.PIPE) as killed:
+        assert killed.wait() == -signal.SIGKILL
+        take(tmp_path).release()  # while the child still waits
