@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from vla_bench import aftermath, watch
+from vla_bench.foreign import interrupt
 from vla_bench.watch import BOARD, Board, Clock, Overdue, board, death
 
 ROOT = Path(__file__).parent.parent
@@ -261,21 +262,21 @@ def test_a_forked_copy_has_no_result() -> None:
 
 
 def waits() -> int:
-    watch.stops_interrupt()
+    watch.stops_interrupt(interrupt)
     print("ready")
     time.sleep(30)
     return 0
 
 
 def waits_deaf() -> int:
-    watch.stops_interrupt()
+    watch.stops_interrupt(interrupt)
     print("ready")
     hang()
     return 0
 
 
 def swallows() -> int:
-    watch.stops_interrupt()
+    watch.stops_interrupt(interrupt)
     print("ready")
     try:
         time.sleep(30)
@@ -291,7 +292,7 @@ class Sticky:
 
 
 def is_interrupted_in_del() -> int:
-    watch.stops_interrupt()
+    watch.stops_interrupt(interrupt)
     sticky = Sticky()
     del sticky
     time.sleep(30)
