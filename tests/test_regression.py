@@ -262,9 +262,9 @@ def test_broken_episodes_make_no_baseline(tmp_path: Path) -> None:
         (["[1]"], "is no baseline"),
         (["HEADER", "{"], "line 2 is corrupt"),
         (["HEADER", "LINE", "LINE"], "holds lift trial 0 twice"),
-        (["HEADER", "LINE".replace("LINE", "NULL")], "success is None, expected true or false"),
+        (["HEADER", "LINE".replace("LINE", "NULL")], "success is null, expected true or false"),
         (["HEADER"], "holds no episodes"),
-        (["NEWER", "LINE"], f"a newer vla-bench wrote it, in format {FORMAT + 1}"),
+        (["NEWER", "LINE"], f"written by a newer vla-bench (format {FORMAT + 1})"),
     ],
 )
 def test_a_strange_baseline_is_refused_in_one_sentence(tmp_path: Path, lines: list[str], said: str) -> None:

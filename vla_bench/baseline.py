@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from vla_bench.errors import UsageError, unwritable
 from vla_bench.files import make_folder, write_whole
 from vla_bench.pairing import counted, episode_name, machine, policy_title
-from vla_bench.store import KEY, RunInfo, modern_protocol, read_inferences, read_info
+from vla_bench.records import Misfit, Newer, lines_of, parsed, typed
+from vla_bench.store import (
+    KEY,
+    RunInfo,
+    modern_protocol,
+    read_inferences,
+    read_info,
+    refuse_impossible,
+    refuse_long_chain,
+)
 from vla_bench.tables import latency, load
 
 if TYPE_CHECKING:
@@ -71,16 +82,13 @@ def frame(baseline: Baseline) -> pd.DataFrame:
 def read_baseline(file: str | Path) -> Baseline:
     """The baseline in that file. Raises UsageError that names a corrupt line."""
     file = Path(file)
-    try:
-        first, *rest = file.read_text(encoding="utf-8").splitlines() or [""]
-    except FileNotFoundError:
+    if not os.path.lexists(file):
         advice = f"write it with vla-bench check RUN --baseline {file} --update"
-        raise UsageError(f"The baseline {file} does not exist: {advice}.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"The baseline {file} cannot be read: {error}.") from error
-    (header, renderer), episodes = _parsed(file, 1, first, _header), list[BaselineEpisode]()
-    for number, line in enumerate(rest, 2):
-        episodes.append(_parsed(file, number, line, partial(_episode, renderer=renderer)))
+        raise UsageError(f"The baseline {file} does not exist: {advice}.")
+    lines = enumerate(lines_of(file), 1)
+    _, first = next(lines, (1, b""))
+    header, renderer = _parsed(file, 1, first, _header)
+    episodes = [_parsed(file, number, line, partial(_episode, renderer=renderer)) for number, line in lines]
     baseline = replace(header, episodes=tuple(episodes))
     _refuse_strange(file, baseline)
     return baseline
@@ -144,33 +152,32 @@ def latency_p50(run: str | Path, info: RunInfo, episodes: pd.DataFrame) -> float
     return latency(read_inferences(run), episodes, info.control_hz).inference_ms["p50"]
 
 
-def _header(line: dict[str, Any]) -> tuple[Baseline, str]:
+def _header(line: object) -> tuple[Baseline, str]:
     """All but the episodes, and the renderer that painted those which do not tell theirs."""
-    found = line.pop("baseline", None)
-    if not isinstance(found, int):
-        raise ValueError("the first line of a baseline says which format it has")
-    if found > FORMAT:
-        raise ValueError(f"a newer vla-bench wrote it, in format {found}: upgrade this one")
-    header = Baseline(**{**line, "episodes": ()})
-    if not isinstance(header.protocol, dict):
-        raise ValueError("protocol is no mapping")
+    written = line.get("baseline") if isinstance(line, dict) else None
+    if not isinstance(line, dict) or not isinstance(written, int):
+        raise Misfit("the first line of a baseline says which format it has")
+    if written > FORMAT:
+        raise Newer(f"format {written}")
+    header = typed(Baseline, {name: value for name, value in line.items() if name != "baseline"} | {"episodes": []})
     settings, hashed, renderer = modern_protocol(header.protocol, header.protocol_hash)
     return replace(header, protocol=settings, protocol_hash=hashed), renderer
 
 
-def _episode(line: dict[str, Any], renderer: str) -> BaselineEpisode:
-    episode = BaselineEpisode(**{"renderer": renderer, **line, "subgoals": tuple(line.get("subgoals", ()))})
-    if not isinstance(episode.success, bool):
-        raise ValueError(f"success is {episode.success!r}, expected true or false")
-    if not all(isinstance(number, int) for number in (episode.trial, episode.seed, episode.steps)):
-        raise ValueError("trial, seed and steps must be whole numbers")
+def _episode(line: object, renderer: str) -> BaselineEpisode:
+    episode = typed(BaselineEpisode, {"renderer": renderer, **line} if isinstance(line, dict) else line)
+    names = (episode.suite, episode.task, episode.perturbation, *episode.subgoals)
+    refuse_impossible(names, (episode.trial, episode.steps, episode.subgoals_done))
+    refuse_long_chain(episode.subgoals_done, episode.subgoals)
     return episode
 
 
-def _parsed(file: Path, number: int, line: str, parse: Callable[[dict[str, Any]], T]) -> T:
+def _parsed(file: Path, number: int, line: bytes, parse: Callable[[object], T]) -> T:
     try:
-        return parse(json.loads(line))
-    except (ValueError, TypeError, AttributeError) as error:
+        return parse(parsed(line))
+    except Newer as error:
+        raise UsageError(f"{file} was written by a newer vla-bench ({error}): upgrade this one.") from error
+    except Misfit as error:
         what = "is no baseline" if number == 1 else f"line {number} is corrupt"
         raise UsageError(f"{file} {what} ({error}): restore it, or write it again with --update.") from error
 
@@ -179,6 +186,6 @@ def _refuse_strange(file: Path, baseline: Baseline) -> None:
     """Raises UsageError for a file without episodes or with one of them twice."""
     if not baseline.episodes:
         raise UsageError(f"{file} holds no episodes: write it again with --update.")
-    keys = [(row.suite, row.task, row.trial, row.seed, row.perturbation) for row in baseline.episodes]
-    if twice := [key for key in dict.fromkeys(keys) if keys.count(key) > 1] if len(set(keys)) < len(keys) else []:
-        raise UsageError(f"{file} holds {episode_name(*twice[0][1:])} twice: restore it, or write it with --update.")
+    keys = Counter((row.suite, row.task, row.trial, row.seed, row.perturbation) for row in baseline.episodes)
+    if twice := next((key for key, times in keys.items() if times > 1), None):
+        raise UsageError(f"{file} holds {episode_name(*twice[1:])} twice: restore it, or write it with --update.")

@@ -521,7 +521,8 @@ def _report(arguments: list[str]) -> int:
     config = _parse(ReportConfig, "report", arguments)
     if Path(config.out).suffix in (".html", ".md", ".csv", ".json", ".pdf", ".svg", ".png"):
         raise UsageError(f"--out should name the folder that the report is written into, got {config.out}.")
-    _tell(for_terminal(str(report.write_report(config.runs, config.out, config.strict_renderer))))
+    page = report.write_report(config.runs, config.out, config.strict_renderer, _say)
+    _tell(for_terminal(str(page)))
     return EXIT_DONE
 
 

@@ -109,8 +109,8 @@ def sync_tree(path: Path) -> None:
 
 @contextmanager
 def opened(file: Path, flags: int) -> Iterator[int]:
-    """The file's descriptor, closed afterwards."""
-    descriptor = os.open(file, flags | os.O_CLOEXEC, 0o666)
+    """The file's descriptor, closed afterwards. A pipe in its place is an error instead of waiting for a reader."""
+    descriptor = os.open(file, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
     try:
         yield descriptor
     finally:

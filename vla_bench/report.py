@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from vla_bench import plots, report_data
 from vla_bench.chains import interval_of, length_text, span_text
-from vla_bench.errors import UsageError, unwritable
+from vla_bench.errors import UsageError, message_of, unwritable
 from vla_bench.files import write_whole
 from vla_bench.grounding_table import GroundingRow, estimate_text
 from vla_bench.leaderboard import (
@@ -42,6 +42,7 @@ from vla_bench.leaderboard import (
     span,
     standings_table,
 )
+from vla_bench.records import open_file
 from vla_bench.sections import Entrant, Found, Run, Section, as_json, load_runs, sections_of, short_checkpoint
 from vla_bench.stats import Interval
 from vla_bench.store import KEY
@@ -67,6 +68,7 @@ FIRST_FILMS = 4  # seen at once
 MOST_FILMS = 12  # shown per section; all are linked from its table of episodes
 FILM_BYTES = 1_500_000  # of all film strips together, shared among the sections: the page stays below 5 MB
 STRIP_WIDTH = 1600  # pixels
+LARGEST_STRIP = 40_000_000  # pixels; eight stills of two full-HD cameras have 9 million
 VERDICTS = {False: 0, True: 1, None: 2}
 """As assets/report.js names them: failure, success, broken."""
 
@@ -118,12 +120,20 @@ class Chapter:
         return {standing.label: standing.name for standing in self.board.standings}
 
 
-def write_report(runs: Sequence[str | Path], out: str | Path, strict_renderer: bool = False) -> Path:
-    """The page written into the folder `out`, beside its tables and figures. Raises UsageError, before writing, for
-    runs that cannot be read, and for a folder that cannot be written."""
+def write_report(
+    runs: Sequence[str | Path],
+    out: str | Path,
+    strict_renderer: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Path:
+    """The page written into the folder `out`, beside its tables and figures; `tell` gets a sentence for every run that
+    is left out because it cannot be read, as the page does. Raises UsageError, before writing, when none can be read,
+    and for a folder that cannot be written."""
     if not runs:
         raise UsageError("A report needs at least one run directory: vla-bench report RUN ... --out FOLDER.")
     found, folder = load_runs(runs), Path(out)
+    for why in found.unreadable:
+        tell(f"Left out: {why}")
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         _write_all(found, folder, strict_renderer)
@@ -331,7 +341,7 @@ def _page(chapters: Sequence[Chapter], drawings: Mapping[str, Sequence[Drawing]]
         css=_asset("report.css"),
         js=_asset("report.js"),
         facts=_facts(chapters),
-        warnings=_notes([f"Left out: {why}" for why in found.unreadable]),
+        warnings=_notes([*(f"Left out: {why}" for why in found.unreadable), *films.notes]),
         contents=f'<ul class="contents">{contents}</ul>' if len(chapters) > 1 else "",
         sections="\n".join(sections),
         footer=_footer(),
@@ -711,6 +721,14 @@ class _Films:
 
     def __init__(self, folder: Path, bytes_per_section: int) -> None:
         self._folder, self._bytes = folder.resolve(), bytes_per_section
+        self._refused = dict[str, None]()
+
+    @property
+    def notes(self) -> list[str]:
+        """A sentence for the first films and strips that were left out because they are not what a run holds."""
+        told = list(self._refused)
+        more = [f"And {len(told) - MOST_FILMS} more films or strips."] if len(told) > MOST_FILMS else []
+        return [*told[:MOST_FILMS], *more]
 
     def link(self, entrants: Sequence[Entrant], row: _Row) -> str:
         """The quoted relative path of the row's film, empty when there is none inside its run."""
@@ -727,17 +745,35 @@ class _Films:
             film = self._path(chapter.entrants, row)
             if film and len(films) < MOST_FILMS:
                 label = f"{turn['policy']}: {turn['task']}, trial {turn['trial']}, {turn['steps']} steps"
-                data = _thumbnail(film.with_suffix(".png"), left)
+                data = self._strip(film, left)
                 films.append(Film(label, self.link(chapter.entrants, row), _data_url(data)))
                 left -= len(data)
         return films
 
     def _path(self, entrants: Sequence[Entrant], row: _Row) -> Path | None:
+        """Where the film lies; None when it is gone or not a file inside its run."""
         if not row.video:
             return None
         run = next(entrant for entrant in entrants if entrant.label == row.policy).runs[row.run]
-        film, inside = (run.path / row.video).resolve(), run.path.resolve()
-        return film if film.is_relative_to(inside) and film.is_file() else None
+        try:
+            open_file(film := run.path / row.video, run.path).close()
+        except FileNotFoundError:
+            return None
+        except UsageError as error:
+            self._refused[str(error)] = None
+            return None
+        return film.resolve()
+
+    def _strip(self, film: Path, most: int) -> bytes:
+        """The strip beside the film as `_thumbnail` makes it; nothing when there is none to show."""
+        strip = film.with_suffix(".png")
+        try:
+            return _thumbnail(strip, film.parent, most)
+        except FileNotFoundError:
+            pass
+        except UsageError as error:
+            self._refused[str(error)] = None
+        return b""
 
 
 def _turns(groups: Sequence[pd.DataFrame]) -> Iterator[dict[str, Any]]:
@@ -748,19 +784,36 @@ def _turns(groups: Sequence[pd.DataFrame]) -> Iterator[dict[str, Any]]:
                 yield {str(name): value for name, value in group.iloc[depth].items()}
 
 
-def _thumbnail(strip: Path, most: int) -> bytes:
-    """The picture as a JPEG of at most STRIP_WIDTH pixels; nothing when it cannot be read or has more bytes."""
+def _thumbnail(strip: Path, folder: Path, most: int) -> bytes:
+    """The picture as a JPEG of at most STRIP_WIDTH pixels; nothing when that has more bytes.
+
+    Raises FileNotFoundError, and UsageError for what is no PNG of a sensible size in that folder.
+    """
+    import warnings
+
     from PIL import Image
 
-    try:
-        with Image.open(strip) as picture:
-            small = picture.convert("RGB")
-    except (OSError, ValueError):
-        return b""
+    with open_file(strip, folder) as stream, warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with Image.open(stream, formats=["PNG"]) as picture:
+                if picture.width * picture.height > LARGEST_STRIP:
+                    raise Image.DecompressionBombError
+                small = picture.convert("RGB")
+        except Exception as error:  # damaged pictures make Pillow raise errors of many kinds
+            raise UsageError(f"The film strip {strip} is left out: {_fault(error)}.") from error
     small.thumbnail((STRIP_WIDTH, STRIP_WIDTH))
     data = io.BytesIO()
     small.save(data, "JPEG", quality=72, optimize=True)
     return data.getvalue() if data.tell() <= most else b""
+
+
+def _fault(error: Exception) -> str:
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return f"it has more than {LARGEST_STRIP} pixels"
+    return "it is no PNG" if isinstance(error, UnidentifiedImageError) else message_of(error) or "it is damaged"
 
 
 def _data_url(jpeg: bytes) -> str:

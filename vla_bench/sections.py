@@ -7,6 +7,7 @@ once: where several runs hold it, the newest verdict does, and `notes` say so. A
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -16,15 +17,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vla_bench import store
-from vla_bench.errors import UsageError
+from vla_bench.errors import UsageError, in_a_line
 from vla_bench.renderers import LIKENESSES, Drawn, Likeness, between, likeness, pixels_sentence, within
 from vla_bench.shipped import name_of
 from vla_bench.store import KEY, RunInfo
-from vla_bench.tables import drawn_in, load, stopping_notes, utf8
+from vla_bench.tables import declared_tasks, drawn_in, load, stopping_notes, utf8
 
 if TYPE_CHECKING:
     import pandas as pd
 
+_TRACES = {store.RUN, store.INFERENCES, store.SPOOL}
+"""Of a run, whatever else is missing; other tools write an episodes.jsonl too."""
 SHORT = 8  # hex digits of a checkpoint's sha256 that are shown
 
 
@@ -126,7 +129,7 @@ class Section:
     def tasks(self) -> list[str]:
         """In the order of the suite; those the protocol does not name come last, as they were met."""
         met = dict.fromkeys(str(task) for entrant in self.entrants for task in entrant.episodes["task"].unique())
-        order = _declared_tasks(self.protocol.get("tasks"))
+        order = declared_tasks(self.protocol)
         return [task for task in order if task in met] + [task for task in met if task not in order]
 
 
@@ -142,38 +145,58 @@ def find_runs(results: str | Path) -> Found:
     folder = Path(results)
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a directory: give the folder that holds run directories, as results does.")
-    runs, unreadable = list[Run](), list[str]()
-    for file in sorted(folder.rglob(store.RUN)):
-        found = _try_load(file.parent)
-        if isinstance(found, Run):
-            runs.append(found)
-        else:
-            unreadable.append(found)
-    if not runs:
-        why = f"none that can be read: {unreadable[0]}" if unreadable else f"none (no {store.RUN} anywhere)."
+    found = _found(_run_folders(folder))
+    if not found.runs:
+        why = (
+            f"none that can be read: {found.unreadable[0]}" if found.unreadable else f"none (no {store.RUN} anywhere)."
+        )
         raise UsageError(f"{folder} should hold runs, and has {why} Make one with `vla-bench run`.")
-    return Found(tuple(runs), tuple(unreadable))
+    return found
+
+
+def load_runs(paths: Sequence[str | Path]) -> Found:
+    """The runs of those directories, each a run or a folder of runs. Raises UsageError for a path where there is none,
+    and when none can be read."""
+    runs, unreadable = list[Run](), list[str]()
+    for path in dict.fromkeys(map(Path, paths)):
+        if _is_run(path):
+            found = _found([path])
+        elif _run_folders(path):
+            found = find_runs(path)
+        else:
+            found = Found((load_run(path),), ())
+        runs += found.runs
+        unreadable += found.unreadable
+    if not runs and unreadable:
+        raise UsageError(unreadable[0])
+    unique = {run.path.resolve(): run for run in runs}
+    return Found(tuple(unique.values()), tuple(unreadable))
+
+
+def _is_run(path: Path) -> bool:
+    folder = path.parent if path.is_file() else path
+    return any(os.path.lexists(folder / name) for name in _TRACES)
+
+
+def _run_folders(folder: Path) -> list[Path]:
+    """Those at and below it that hold a run, or what is left of one."""
+    return sorted(Path(path) for path, folders, files in os.walk(folder) if _TRACES & {*folders, *files})
+
+
+def _found(paths: Iterable[Path]) -> Found:
+    loaded = [_try_load(path) for path in paths]
+    unreadable = tuple(why for why in loaded if isinstance(why, str))
+    return Found(tuple(run for run in loaded if isinstance(run, Run)), unreadable)
 
 
 def _try_load(path: Path) -> Run | str:
-    """The run, or the sentence that says why it cannot be read."""
+    """The run, or the sentence that says why it cannot be read: no run keeps others from being shown."""
     try:
         return load_run(path)
     except UsageError as error:
         return str(error)
-
-
-def load_runs(paths: Sequence[str | Path]) -> Found:
-    """The runs of those directories, each a run or a folder of runs. Raises UsageError for a run it cannot read."""
-    found = list[Run]()
-    unreadable = list[str]()
-    for path in dict.fromkeys(map(Path, paths)):
-        holds_runs = path.is_dir() and not (path / store.RUN).exists() and any(path.rglob(store.RUN))
-        more = find_runs(path) if holds_runs else Found((load_run(path),), ())
-        found += more.runs
-        unreadable += more.unreadable
-    unique = {run.path.resolve(): run for run in found}
-    return Found(tuple(unique.values()), tuple(unreadable))
+    except Exception as error:
+        return f"{path} cannot be read, which is a fault of vla-bench ({in_a_line(error)}): please report it."
 
 
 def sections_of(runs: Iterable[Run], strict_renderer: bool = False) -> tuple[Section, ...]:
@@ -412,12 +435,6 @@ def _brief(text: str, most: int = 60) -> str:
     from hashlib import sha256
 
     return f"{text[: most - 20]}… (sha256 {sha256(text.encode()).hexdigest()[:8]})"
-
-
-def _declared_tasks(tasks: object) -> list[str]:
-    """The names in the protocol's list of [name, instructions ..., steps, trials]."""
-    listed = tasks if isinstance(tasks, list | tuple) else []
-    return [str(task[0]) for task in listed if isinstance(task, list | tuple) and task]
 
 
 def as_json(run: Run) -> dict[str, object]:

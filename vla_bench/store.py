@@ -19,15 +19,16 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 
 from vla_bench.config import digest
-from vla_bench.errors import UsageError, unwritable
+from vla_bench.errors import UsageError, in_a_line, unwritable
 from vla_bench.files import append, opened, remove, temporary_of, truncate, write, write_whole
 from vla_bench.foreign import insist_on_process
 from vla_bench.lock import LOCK, STAND_IN, Found, Lock, take
+from vla_bench.records import LONGEST, Misfit, Newer, content_of, lines_of, open_file, parsed, typed
 from vla_bench.renderers import without_renderer
 from vla_bench.text import for_log, for_terminal
 from vla_bench.types import Episode, EpisodeResult, Float32, Inference
@@ -65,6 +66,13 @@ INFERENCE_DTYPES = {
 }
 """The fixed columns of inferences.parquet; a float64 `stage_<name>_ms` follows for every stage a policy times, and
 float64 `grounding_share`, `grounding_chance` and `grounding_hit` where it tells its attention."""
+TEXTS = tuple(name for name, kind in INFERENCE_DTYPES.items() if kind == "str")
+MOST = 10**12
+"""Of steps, calls, seconds and milliseconds of one episode: no damage is told from the truth by less."""
+MOST_SUBGOALS = 100
+LONGEST_NAME = 1000
+SPARE_CALLS = 1_000_000
+"""Rows that inferences.parquet may have beyond the inferences that the episodes count."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,21 @@ class RunInfo:
     """Versions, hardware, command, git state, `run_seconds`."""
     control_hz: float
     schema: int = SCHEMA
+
+
+DETAILS: Mapping[str, Any] = {
+    "identity.policy": str,
+    "identity.suite": str,
+    "plan.planned": int,
+    "provenance.started": str,
+    "provenance.run_seconds": float,
+    "provenance.machine": Mapping[str, object],
+    "provenance.renderer": str,
+    "provenance.earlier": tuple[Mapping[str, object], ...],
+    "provenance.duel": Mapping[str, object],
+    "provenance.duel.policies": tuple[str, ...],
+}
+"""The type of what may be in a RunInfo's groups, if it is there."""
 
 
 class Protocol(NamedTuple):
@@ -234,14 +257,35 @@ class RunStore:
 
 def read_info(path: str | Path) -> RunInfo:
     """What run.json of that run says, of an older one as if it were written today. Raises UsageError."""
-    file = _run_directory(path) / RUN
+    directory = _run_directory(path)
+    file = directory / RUN
     try:
-        found = json.loads(_read(file))
-        if isinstance(found, dict) and found.get("schema", SCHEMA) > SCHEMA:
-            raise UsageError(f"{file} was written by a newer vla-bench (schema {found['schema']}): upgrade this one.")
-        return _modern(RunInfo(**found))
-    except (ValueError, TypeError, AttributeError) as error:
+        return _modern(_parse_info(parsed(content_of(file, directory))))
+    except FileNotFoundError as error:
+        raise UsageError(f"{file} is a link to nothing: restore it or choose another run.") from error
+    except Newer as error:
+        raise UsageError(f"{file} was written by a newer vla-bench ({error}): upgrade this one.") from error
+    except Misfit as error:
         raise UsageError(f"{file} is not what vla-bench writes ({error}): restore it or choose another run.") from error
+
+
+def _parse_info(found: object) -> RunInfo:
+    """What that JSON says, its DETAILS too. Raises Misfit; Newer for a later schema."""
+    schema = found.get("schema") if isinstance(found, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise Newer(f"schema {schema}")
+    info = typed(RunInfo, found)
+    if not 1e-3 <= info.control_hz <= 1e6:
+        raise Misfit(f"control_hz is {info.control_hz:g}, expected 0.001 to 1,000,000")
+    refuse_impossible([info.protocol_hash])
+    for name, kind in DETAILS.items():
+        group, *path = name.split(".")
+        value: object = getattr(info, group)
+        while path and isinstance(value, Mapping) and path[0] in value:
+            value = value[path.pop(0)]
+        if not path:
+            typed(kind, value, name)
+    return info
 
 
 def modern_protocol(protocol: Mapping[str, Any], hashed: str) -> Protocol:
@@ -428,7 +472,7 @@ def _run_directory(path: str | Path) -> Path:
     """The directory of the run at `path`, which may also be a file in it. Raises UsageError."""
     path = Path(path)
     directory = path.parent if path.is_file() else path
-    if (directory / RUN).is_file():
+    if os.path.lexists(directory / RUN):
         return directory
     near = difflib.get_close_matches(path.name, [run.parent.name for run in path.parent.glob(f"*/{RUN}")])
     hint = f" Did you mean {' or '.join(str(path.parent / name) for name in near)}?" if near else ""
@@ -441,40 +485,90 @@ def _run_directory(path: str | Path) -> Path:
 
 def _results(directory: Path, info: RunInfo) -> dict[Episode, EpisodeResult]:
     parse = partial(_parse_result, renderer=_renderer_before(info))
-    return {result.episode: result for result in _records(directory / EPISODES, parse)}
+    return {result.episode: result for result in _records(directory / EPISODES, parse, directory)}
 
 
 def _judged(results: Mapping[Episode, EpisodeResult]) -> set[Episode]:
     return {episode for episode, result in results.items() if result.success is not None}
 
 
-def _parse_result(row: dict[str, Any], renderer: str) -> EpisodeResult:
+def _parse_result(row: object, renderer: str) -> EpisodeResult:
     """The row; one of an older run, which does not name its renderer, was rendered by that one."""
-    result = EpisodeResult(**{"renderer": renderer, **row, "subgoals": tuple(row.get("subgoals", ()))})
-    if not isinstance(result.success, bool | None):
-        raise ValueError(f"success is {result.success!r}, expected true, false or null")
+    result = typed(EpisodeResult, {"renderer": renderer, **row} if isinstance(row, dict) else row)
+    latencies = (result.latency_mean_ms, result.latency_max_ms)
+    seconds = (result.wall_s, result.setup_s, result.physics_s, result.render_s, result.policy_s, result.sim_s)
+    refuse_impossible(
+        (result.suite, result.task, result.perturbation, result.video, *result.subgoals),
+        (result.trial, result.subgoals_done, result.steps, result.inferences, result.attempts),
+        (*latencies, *seconds),
+    )
+    refuse_long_chain(result.subgoals_done, result.subgoals)
     return result
 
 
-def _parse_spooled(line: dict[str, Any], renderer: str) -> tuple[EpisodeResult, list[dict[str, Any]]]:
-    result = _parse_result(line["row"], renderer)
-    key = asdict(result.episode)
-    return result, [key | _columns(inference) for inference in line["inferences"]]
+def refuse_impossible(names: Sequence[str], counts: Sequence[int] = (), numbers: Sequence[float] = ()) -> None:
+    """Raises Misfit for what no episode can have, and for what tables and figures cannot take."""
+    if wrong := next((name for name in names if len(name) > LONGEST_NAME or not _is_utf8(name)), None):
+        raise Misfit(f"names have at most {LONGEST_NAME} letters, all of them UTF-8, got {wrong[:40]!r}")
+    if (wrong_count := next((count for count in counts if not 0 <= count <= MOST), None)) is not None:
+        raise Misfit(f"counts are 0 to {MOST}, got {wrong_count}")
+    if (wrong_time := next((number for number in numbers if abs(number) > MOST), None)) is not None:
+        raise Misfit(f"times are at most {MOST}, got {wrong_time:g}")
 
 
-def _columns(inference: dict[str, Any]) -> dict[str, Any]:
+def refuse_long_chain(done: int, subgoals: Sequence[str]) -> None:
+    """Raises Misfit for more subgoals than an episode has, or than an episode can have."""
+    if done > max(1, len(subgoals)) or len(subgoals) > MOST_SUBGOALS:
+        raise Misfit(f"{done} of {len(subgoals)} subgoals were done")
+
+
+def _is_utf8(text: str) -> bool:
+    """Half surrogates are not: tables cannot hold them."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+@dataclass(frozen=True)
+class _Spooled:
+    """One line of the spool."""
+
+    row: Mapping[str, object]
+    inferences: tuple[Inference, ...]
+
+
+def _parse_spooled(line: object, renderer: str) -> tuple[EpisodeResult, list[dict[str, object]]]:
+    spooled = typed(_Spooled, line)
+    result = _parse_result(spooled.row, renderer)
+    return result, [_columns(call) | asdict(result.episode) for call in spooled.inferences]
+
+
+def _columns(call: Inference) -> dict[str, object]:
     """One row of the table: stages and grounding become columns of their own."""
-    stages, grounding = inference.pop("stages"), inference.pop("grounding", None) or {}
-    own = {f"stage_{name}_ms": float(ms) for name, ms in stages.items()}
-    own |= {f"grounding_{name}": math.nan if value is None else float(value) for name, value in grounding.items()}
-    return inference | own
+    times = (call.latency_ms, call.queue_ms, *call.stages.values())
+    refuse_impossible(tuple(call.stages), (call.inference, call.batch, call.executed), times)
+    own = {name: value for name, value in vars(call).items() if name not in ("stages", "grounding")}
+    own |= {f"stage_{name}_ms": ms for name, ms in call.stages.items()}
+    grounding = vars(call.grounding) if call.grounding else {}
+    return own | {f"grounding_{name}": math.nan if value is None else float(value) for name, value in grounding.items()}
 
 
-def _parse_actions(row: dict[str, Any]) -> tuple[Episode, Float32]:
-    actions = np.array(row.pop("actions"), np.float32)
-    if actions.ndim != 2 and actions.size:
-        raise ValueError(f"actions have the shape {actions.shape}, expected (n, A)")
-    return Episode(**row), actions.reshape(len(actions), -1) if actions.size else np.zeros((0, 0), np.float32)
+@dataclass(frozen=True)
+class _Acted(Episode):
+    """One line of recorded actions."""
+
+    actions: object = ()
+
+
+def _parse_actions(row: object) -> tuple[Episode, Float32]:
+    acted = typed(_Acted, row)
+    try:
+        with np.errstate(over="ignore"):
+            actions = np.array(acted.actions, np.float32)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise Misfit(f"actions are no table of numbers: {error}") from error
+    if (actions.ndim != 2 and actions.size) or not np.isfinite(actions).all():
+        raise Misfit(f"actions are {actions.dtype} of the shape {actions.shape}, expected finite ones, (n, A)")
+    episode = Episode(acted.suite, acted.task, acted.trial, acted.seed, acted.perturbation)
+    return episode, actions.reshape(len(actions), -1) if actions.size else np.zeros((0, 0), np.float32)
 
 
 def _actions_file(path: str | Path) -> Path:
@@ -488,10 +582,13 @@ def _inferences(directory: Path, results: Mapping[Episode, EpisodeResult], info:
     """Parquet and spool as one table, without the rows of episodes that lack a verdict."""
     import pandas as pd
 
-    lines = _records(directory / SPOOL, partial(_parse_spooled, renderer=_renderer_before(info)))
+    parse = partial(_parse_spooled, renderer=_renderer_before(info))
+    lines = _records(directory / SPOOL, parse, directory)
     spooled = {row.episode: calls for row, calls in lines if results.get(row.episode) == row}
-    stored, keep = _read_parquet(directory / INFERENCES), _judged(results) - spooled.keys()
-    stored = stored[[Episode(*key) in keep for key in zip(*(stored[name].tolist() for name in KEY), strict=True)]]
+    most = SPARE_CALLS + sum(min(result.inferences, SPARE_CALLS // 10) for result in results.values())
+    stored, keep = _read_parquet(directory / INFERENCES, most), _judged(results) - spooled.keys()
+    kept = [Episode(*key) in keep for key in zip(*(stored[name].tolist() for name in KEY), strict=True)]
+    stored = stored.loc[np.array(kept, bool)].astype(dict.fromkeys(TEXTS, "str"))
     frames = [stored, _frame([call for calls in spooled.values() for call in calls])]
     return pd.concat([frame for frame in frames if len(frame)] or [_frame([])], ignore_index=True)
 
@@ -506,18 +603,43 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     )
 
 
-def _read_parquet(file: Path) -> pd.DataFrame:
-    import pandas as pd
-
-    if not file.exists():
-        return _frame([])
+def _read_parquet(file: Path, most: int) -> pd.DataFrame:
+    """The stored table, its texts as categories. Raises UsageError, also for one of more rows than `most`."""
     try:
-        with file.open("rb") as stream:
-            frame = pd.read_parquet(stream)
-        if missing := INFERENCE_DTYPES.keys() - set(frame):
-            raise ValueError(f"no column {', '.join(sorted(missing))}")
-    except (OSError, ValueError) as error:  # pyarrow's errors derive from these
-        raise UsageError(f"{file} cannot be read ({error}): delete it to go on without these timings.") from error
+        stream = open_file(file, file.parent)
+    except FileNotFoundError:
+        return _frame([])
+    with stream:
+        try:
+            return _table(stream, most)
+        except Exception as error:  # damaged files make pyarrow raise errors of nearly every kind
+            said = in_a_line(error) if type(error) is not Misfit else error
+            raise UsageError(f"{file} cannot be read ({said}): delete it to go on without these timings.") from error
+
+
+def _table(stream: BinaryIO, most: int) -> pd.DataFrame:
+    """The table in an open parquet file. Raises errors of any kind where it is damaged, or too large to be true."""
+    import pyarrow.parquet as pq
+
+    about = pq.read_metadata(stream)
+    names = about.schema.to_arrow_schema().names
+    if missing := INFERENCE_DTYPES.keys() - set(names):
+        raise Misfit(f"no column {', '.join(sorted(missing))}")
+    groups = [about.row_group(number) for number in range(about.num_row_groups)]
+    size, rows = sum(group.total_byte_size for group in groups), sum(group.num_rows for group in groups)
+    others = [name for name in names if name.startswith(("stage_", "grounding_"))]
+    if rows > most or size > 20_000_000 + 16 * rows * len(names):
+        raise Misfit(f"{rows} rows in {size} bytes, where the episodes have at most {most} inferences")
+    parquet = pq.ParquetFile(stream, metadata=about, read_dictionary=list(TEXTS))
+    numbers = {name: kind for name, kind in INFERENCE_DTYPES.items() if kind != "str"}
+    frame: pd.DataFrame = parquet.read([*INFERENCE_DTYPES, *others]).to_pandas(ignore_metadata=True)
+    frame = frame.astype({**numbers, **dict.fromkeys(others, "float64")})
+    times = ["latency_ms", "queue_ms"]
+    if len(frame):
+        counts = frame[["inference", "batch", "executed"]].to_numpy()
+        refuse_impossible(others, (counts.min(), counts.max()), frame[[*times, *others]].abs().max().dropna().tolist())
+    if frame[times].isna().any(axis=None):
+        raise Misfit("a time is no number")
     return frame
 
 
@@ -543,32 +665,35 @@ def _failure(file: Path) -> Iterator[None]:
         raise unwritable(file, error) from error
 
 
-def _read(file: Path) -> bytes:
-    """The file's content, empty when there is none."""
-    try:
-        return file.read_bytes()
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        raise UsageError(f"Cannot read {file}: {error.strerror}.") from error
-
-
-def _records(file: Path, parse: Callable[[dict[str, Any]], T]) -> Iterator[T]:
+def _records(file: Path, parse: Callable[[object], T], folder: Path | None = None) -> Iterator[T]:
     """Every line of a JSONL file, parsed; a half-written last line is left out. UsageError names a corrupt one."""
-    lines, tail = _split(_read(file))
-    for number, line in enumerate([*lines, tail] if _is_json(tail) else lines, 1):
+    for number, line in enumerate(_whole_lines(file, folder), 1):
         try:
-            record = parse(json.loads(line))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            record = parse(parsed(line))
+        except Newer as error:
+            raise UsageError(f"{file} line {number} is of a newer vla-bench ({error}): upgrade this one.") from error
+        except Misfit as error:
             raise UsageError(f"{file} line {number} is corrupt ({error}): restore it or delete that line.") from error
         yield record
+
+
+def _whole_lines(file: Path, folder: Path | None) -> Iterator[bytes]:
+    """All lines but what was half written after them, as `_split` tells it."""
+    last = b""
+    for line in lines_of(file, folder):
+        if last:
+            yield last
+        last = line
+    lines, tail = _split(last)
+    if lines or _is_json(tail):
+        yield last
 
 
 def _is_json(line: bytes) -> bool:
     """Whether a line is whole: no beginning of a JSON object is itself JSON."""
     try:
-        json.loads(line)
-    except ValueError:
+        parsed(line)
+    except Misfit:
         return False
     return True
 
@@ -591,8 +716,10 @@ def _mend(file: Path) -> bool:
         stream.seek(-min(size, _END), os.SEEK_END)
         if not size or ((end := stream.read()).endswith(b"\n") and b"\0" not in end):
             return False
-        stream.seek(0)
-        _, tail = _split(stream.read())
+        stream.seek(start := max(0, size - LONGEST - 2))
+        lines, tail = _split(stream.read())
+        if start and not lines:  # longer than any that was written; readers will say so
+            return False
         if whole := _is_json(tail):
             write(descriptor, b"\n")
         else:

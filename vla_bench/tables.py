@@ -127,7 +127,7 @@ def load(path: str | Path) -> pd.DataFrame:
     import pandas as pd
 
     columns = [field.name for field in fields(EpisodeResult)]
-    place = _places(store.read_info(path))
+    place = {task: number for number, task in enumerate(declared_tasks(store.read_info(path).protocol))}
     results = sorted(store.read_episodes(path), key=lambda row: place.get(row.task, 0))
     rows = [{name: utf8(getattr(result, name)) for name in columns} for result in results]
     return pd.DataFrame(rows, columns=columns).astype({"success": "boolean", "out_of_bounds": "Int64"})
@@ -140,10 +140,11 @@ def utf8(value: T) -> T | str:
     return value
 
 
-def _places(info: store.RunInfo) -> dict[str, int]:
-    """Task name to its place in the suite."""
-    tasks = info.protocol.get("tasks")
-    return {task[0]: place for place, task in enumerate(tasks)} if isinstance(tasks, list) else {}
+def declared_tasks(protocol: Mapping[str, object]) -> list[str]:
+    """The names in the protocol's list of [name, instructions ..., steps, trials], in the suite's order."""
+    tasks = protocol.get("tasks")
+    listed = tasks if isinstance(tasks, list | tuple) else []
+    return [str(task[0]) for task in listed if isinstance(task, list | tuple) and task]
 
 
 def drawn_in(episodes: pd.DataFrame) -> set[Drawn]:
