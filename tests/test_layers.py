@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 LAYERS = (
-    {"types", "errors", "foreign", "screen", "paths", "text", "files", "lock", "watch", "records"},
+    {"types", "errors", "foreign", "screen", "paths", "text", "secrets", "files", "lock", "watch", "records"},
     {"learning"},
     {
         "config",

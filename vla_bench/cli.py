@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 from tyro.conf import Positional, arg
 
-from vla_bench import foreign, screen, watch
+from vla_bench import foreign, screen, secrets, watch
 from vla_bench.errors import (
     EXIT_BROKEN,
     EXIT_BUG,
@@ -225,6 +225,7 @@ def _aftermath(end: watch.End) -> int:
 
 def _main(arguments: list[str], for_good: bool) -> int:
     watch.stops_interrupt(foreign.interrupt)
+    secrets.remember(arguments)
     with screen.own_streams(for_good) as stdout, foreign.contained(), _drawing_on_files():
         code = _guarded(arguments)
         if (said := _lost(stdout)) and code != EXIT_USAGE:

@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
+from vla_bench import secrets
 from vla_bench.chunking import AdaptiveEnsemble, Chunking, RecedingHorizon, TemporalEnsemble
 from vla_bench.errors import UsageError, check_ending, unknown_name
 from vla_bench.paths import TakesPaths, UserPath
@@ -48,7 +49,8 @@ class RunConfig(TakesPaths):
     """Where the policy's weights (or replay's recorded actions) are; shipped:NAME for one of `vla-bench list
     checkpoints`. When absent, the one that comes with vla-bench for the suite, if there is one."""
     policy_args: tuple[str, ...] = ()
-    """name=value ... for the policy's constructor; `--policy-args help` lists them."""
+    """name=value ... for the policy's constructor; `--policy-args help` lists them. A value env:NAME is read from the
+    environment and, like those of keys, tokens and passwords, kept nowhere."""
     suite_args: tuple[str, ...] = ()
     """name=value ... for the suite; `--suite-args help` lists them."""
     task: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -115,13 +117,16 @@ class RunConfig(TakesPaths):
         return AdaptiveEnsemble(self.ensemble_alpha, self.ensemble_window, execute)
 
     def identity(self) -> dict[str, object]:
-        """The fields that decide the numbers, as JSON values: a run is resumed only when they are equal."""
+        """The fields that decide the numbers, as JSON values: a run is resumed only when they are equal.
+
+        The values of secrets are not among them.
+        """
         return {
             "policy": self.policy,
-            "checkpoint": self.checkpoint,
-            "policy_args": sorted(self.policy_args),
+            "checkpoint": None if self.checkpoint is None else secrets.redacted([self.checkpoint])[0],
+            "policy_args": sorted(secrets.redacted(self.policy_args)),
             "suite": ALIASES.get(self.suite, self.suite),
-            "suite_args": sorted(self.suite_args),
+            "suite_args": sorted(secrets.redacted(self.suite_args)),
             "seed": self.seed,
             "chunking": describe(self.make_chunking()),
         }
@@ -182,6 +187,7 @@ def parse_arguments(
     known = _parameters(function, hidden)
     if "help" in given:
         raise UsageError(f"{flag} takes: {_listing(known)}")
+    secrets.remember(given)
     pairs = [_split(item, flag) for item in given]
     twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
     if twice:
@@ -242,7 +248,11 @@ def _split(item: str, flag: str) -> tuple[str, str]:
 def _convert(name: str, text: str, known: Mapping[str, inspect.Parameter], flag: str) -> Scalar:
     if name not in known:
         raise unknown_name(f"argument of {flag}", name, known)
-    annotation = known[name].annotation
+    annotation, (kept,) = known[name].annotation, secrets.redacted([f"{name}={text}"])
+    try:
+        text = secrets.revealed(text)
+    except KeyError as error:
+        raise UsageError(f"{flag} {kept} is read from the environment, which has no {error}: export it.") from None
     if text.startswith("~") and "/" in text:
         text = os.path.expanduser(text)  # no shell does behind an equals sign
     if annotation is bool:
@@ -251,7 +261,8 @@ def _convert(name: str, text: str, known: Mapping[str, inspect.Parameter], flag:
         with contextlib.redirect_stderr(io.StringIO()):
             value: Scalar = tyro.cli(annotation, args=[text], add_help=False)
     except (SystemExit, tyro.constructors.UnsupportedTypeAnnotationError):
-        raise UsageError(f"{flag} {name} should be {_type_name(annotation)}, got {text!r}.") from None
+        got = kept.partition("=")[2]
+        raise UsageError(f"{flag} {name} should be {_type_name(annotation)}, got {got!r}.") from None
     return value
 
 

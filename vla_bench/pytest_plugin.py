@@ -39,6 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def vla_bench_verdict(request: pytest.FixtureRequest, tmp_path: Path) -> Gate:
     """The verdict on the test's policy: `passed`, `message`, and all that `vla-bench check` knows."""
     from vla_bench.errors import UsageError
+    from vla_bench.secrets import hidden
     from vla_bench.text import for_terminal
 
     marker = request.node.get_closest_marker(MARKER)
@@ -49,7 +50,7 @@ def vla_bench_verdict(request: pytest.FixtureRequest, tmp_path: Path) -> Gate:
             raise UsageError(f"@pytest.mark.{MARKER} takes names and values, got {marker.args[0]!r} without a name.")
         return verdict(marker.kwargs, request.config.rootpath, tmp_path / "vla_bench_run")
     except UsageError as error:
-        pytest.fail(for_terminal(str(error)), pytrace=False)
+        pytest.fail(for_terminal(hidden(str(error))), pytrace=False)
 
 
 def verdict(asked: Mapping[str, Any], root: Path, out: Path) -> Gate:

@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,7 @@ from vla_bench.config import ALIASES, list_arguments, parse_arguments
 from vla_bench.errors import MissingPackage, UsageError, in_a_line, unknown_name
 from vla_bench.foreign import foreign_code, is_theirs
 from vla_bench.paths import home, reachable
+from vla_bench.secrets import hidden_in
 from vla_bench.shipped import find_shipped, insist_on_sha256
 from vla_bench.source import code_hash, imports_hash
 from vla_bench.types import Env, Policy, PolicySpec, Privileged, Suite
@@ -134,7 +136,7 @@ def suite_with(name: str, **arguments: Any) -> Suite:
         )
     if not made.tasks:
         raise UsageError(f"The suite {name!r} has no task: let it have one at least.")
-    return made
+    return replace(made, protocol=hidden_in(made.protocol))
 
 
 def find_suite(name: str) -> Callable[..., Suite]:

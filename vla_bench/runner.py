@@ -24,6 +24,7 @@ from vla_bench.provenance import content_hash, gather
 from vla_bench.registry import make_policy, make_suite, policy_code, suite_code, telling
 from vla_bench.renderers import Drawn, between, drawn, pixels_sentence, without_renderer
 from vla_bench.rollout import Actor, Filming, Keeper, Rollout, Stage, attach
+from vla_bench.secrets import hidden, hidden_in, names
 from vla_bench.shipped import note_on
 from vla_bench.store import RunInfo, RunStore, finished, record_actions
 from vla_bench.tables import cause, films_lost
@@ -121,7 +122,7 @@ def protocol(suite: Suite, config: RunConfig) -> dict[str, object]:
         "cameras": [[camera.name, camera.height, camera.width] for camera in suite.cameras],
         "control_hz": suite.control_hz,
         "settings": dict(suite.protocol),
-        "simulator": simulator,
+        "simulator": hidden_in(simulator),
         "chunking": describe(config.make_chunking()),
         **_code_of_suite(config.suite),
     }
@@ -172,7 +173,7 @@ def prepare(config: RunConfig, keeper: Keeper | None = None) -> Job:
     info = RunInfo(
         identity={
             **config.identity(),
-            "weights": policy.spec.checkpoint or content_hash(checkpoint),
+            "weights": hidden(policy.spec.checkpoint) or content_hash(checkpoint),
             "content": content_hash(checkpoint) if _is_no_hash(policy.spec.checkpoint) else "",
             "code": code.file,
             "imports": code.imports,
@@ -180,7 +181,7 @@ def prepare(config: RunConfig, keeper: Keeper | None = None) -> Job:
         plan={**config.plan(), "planned": len(episodes)},
         protocol=settings,
         protocol_hash=digest(settings)[:12],
-        provenance={**gather(), **_told_by(policy)},
+        provenance={**gather(), **hidden_in(_told_by(policy))},
         control_hz=suite.control_hz,
     )
     answers = LocalPolicy(policy, config.timeout)
@@ -223,6 +224,14 @@ def _played(config: RunConfig, spec: PolicySpec) -> list[str]:
     return [f"{spec.name} plays {count} of the {spec.chunk} actions it answers, {why}; --execute changes that."]
 
 
+def _kept_nowhere(config: RunConfig) -> list[str]:
+    """A sentence on arguments that are secrets."""
+    found = names((*config.policy_args, *config.suite_args))
+    if not found:
+        return []
+    return [f"Kept nowhere, as secrets are: {', '.join(found)}. Runs that differ in nothing else count as one."]
+
+
 def run(config: RunConfig, watcher: Watcher | None = None, keeper: Keeper | None = None) -> Outcome:
     """Play what is not yet stored of the run, and say how it ended. Ctrl-C ends it early, losing nothing.
 
@@ -236,7 +245,7 @@ def run(config: RunConfig, watcher: Watcher | None = None, keeper: Keeper | None
 
 def _run(config: RunConfig, watcher: Watcher, keeper: Keeper | None) -> Outcome:
     path, job = config.path(), prepare(config, keeper)
-    told = [*_weights(job.policy), *_played(config, job.policy.spec)]
+    told = [*_weights(job.policy), *_played(config, job.policy.spec), *_kept_nowhere(config)]
     if not config.overwrite and (rows := finished(job.config.path(), job.info, job.episodes)):
         watcher.start(path, len(job.episodes), rows, [*told, *_not_again(job, [])])
         return _outcome(job, path, rows)

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
 from vla_bench.foreign import forget, keep_private, open_closed_descriptors
+from vla_bench.secrets import hidden
 
 _ASCII = "vla-bench-ascii"
 _STAND_INS = {"–": "-", "—": "-", "−": "-", "·": ".", "×": "x", "±": "+-", "≥": ">=", "≤": "<=", "→": "->", "…": "..."}
@@ -43,7 +44,7 @@ class Screen:
         if self.lost is None:
             encoding = self._stream.encoding or "utf-8"
             try:
-                self._stream.write(text.encode(encoding, _ASCII).decode(encoding))
+                self._stream.write(hidden(text).encode(encoding, _ASCII).decode(encoding))
             except (OSError, ValueError) as error:
                 self._lose(error)
         return len(text)

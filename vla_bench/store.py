@@ -30,6 +30,7 @@ from vla_bench.foreign import insist_on_process
 from vla_bench.lock import LOCK, STAND_IN, Found, Lock, take
 from vla_bench.records import LONGEST, Misfit, Newer, content_of, lines_of, open_file, parsed, typed
 from vla_bench.renderers import without_renderer
+from vla_bench.secrets import hidden, hidden_in, redacted
 from vla_bench.text import for_log, for_terminal
 from vla_bench.types import Episode, EpisodeResult, Float32, Inference
 
@@ -154,8 +155,9 @@ class RunStore:
         """
         if any((call.task, call.trial, call.seed) != (result.task, result.trial, result.seed) for call in inferences):
             raise ValueError(f"Inferences of another episode came with {result.episode}.")
+        result = replace(result, error=hidden(result.error), message=hidden(result.message))
         row = asdict(result)
-        spooled = {"row": row, "inferences": [asdict(call) for call in inferences]}
+        spooled = {"row": row, "inferences": [hidden_in(asdict(call)) for call in inferences]}
         if result.success is not None:
             self._append_line(SPOOL, spooled)
         self._append_line(EPISODES, row)
@@ -174,7 +176,7 @@ class RunStore:
         """Keeps a traceback for whoever wants to mend what broke; where that fails, a note."""
         insist_on_process(self._owner)
         with self.noting(), _failure(self.path / ERRORS):
-            append(self.path / ERRORS, f"{for_terminal(heading)}\n{for_log(trace)}\n\n".encode())
+            append(self.path / ERRORS, f"{for_terminal(hidden(heading))}\n{for_log(hidden(trace))}\n\n".encode())
 
     @contextmanager
     def noting(self) -> Iterator[None]:
@@ -241,7 +243,8 @@ class RunStore:
 
     def _write_info(self) -> None:
         with self._writing(RUN) as file:
-            write_whole(file, (json.dumps(asdict(self.info), indent=2, allow_nan=False) + "\n").encode())
+            facts = asdict(self.info) | {"provenance": hidden_in(self.info.provenance)}
+            write_whole(file, (json.dumps(facts, indent=2, allow_nan=False) + "\n").encode())
 
     @contextmanager
     def _writing(self, name: str, then: str = "") -> Iterator[Path]:
@@ -298,7 +301,21 @@ def _modern(info: RunInfo) -> RunInfo:
     """The same with today's protocol; a renderer that was in it goes to the provenance, for rows that tell none."""
     settings, hashed, renderer = modern_protocol(info.protocol, info.protocol_hash)
     facts = {**info.provenance, "renderer": renderer} if renderer else info.provenance
-    return replace(info, protocol=settings, protocol_hash=hashed, provenance=facts)
+    identity, facts = _without_secrets(info.identity), _without_secrets(facts)
+    return replace(info, identity=identity, protocol=settings, protocol_hash=hashed, provenance=facts)
+
+
+def _without_secrets(facts: dict[str, object]) -> dict[str, object]:
+    """The same identity or session: earlier versions wrote the values of secrets there."""
+    kept = dict(facts)
+    for name in ("policy_args", "suite_args"):
+        if isinstance(arguments := facts.get(name), list):
+            kept[name] = redacted(map(str, arguments))
+    if isinstance(command := facts.get("command"), str):
+        kept["command"] = " ".join(redacted(command.split(" ")))
+    if isinstance(earlier := facts.get("earlier"), list):
+        kept["earlier"] = [_without_secrets(one) if isinstance(one, dict) else one for one in earlier]
+    return kept
 
 
 def _renderer_before(info: RunInfo) -> str:

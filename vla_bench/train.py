@@ -31,6 +31,7 @@ from vla_bench.learning import Learner, Recipe, Scales, Teachable, Weights
 from vla_bench.paths import TakesPaths, UserPath, home, returning
 from vla_bench.provenance import gather
 from vla_bench.registry import find_policy, make_policy
+from vla_bench.secrets import redacted
 from vla_bench.train_log import LossLog
 from vla_bench.training_data import Moments, TrainingData, read_training_data
 from vla_bench.watch import is_watched
@@ -186,7 +187,7 @@ def _cores() -> int:
 
 def _settings(config: TrainConfig, recipe: Recipe, data: TrainingData) -> dict[str, Any]:
     """Everything that decides the weights, as JSON values."""
-    chosen = {"policy": config.policy, "policy_args": list(config.policy_args), "suite": data.suite.name}
+    chosen = {"policy": config.policy, "policy_args": redacted(config.policy_args), "suite": data.suite.name}
     names = ("seed", "validation_share", "device", "weights")
     how = {name: getattr(config, name) for name in names} | {"threads": config.threads or _cores()}
     settings: dict[str, Any] = json.loads(json.dumps({**chosen, **how, "data": data.sha256, **asdict(recipe)}))
@@ -333,7 +334,7 @@ def _card(config: TrainConfig, recipe: Recipe, data: TrainingData, log: LossLog)
         "tasks": ", ".join(f"{task} ({count} episodes)" for task, count in episodes.items()),
         "data": f"{len(data.trajectories)} episodes, {data.frames} control steps, cameras {cameras}",
         "data sha256": data.sha256,
-        "policy arguments": " ".join(config.policy_args) or "none",
+        "policy arguments": " ".join(redacted(config.policy_args)) or "none",
         "seed": str(config.seed),
         "recipe": ", ".join(f"{name} {value}" for name, value in said.items()),
         "last losses": log.last(),
