@@ -50,7 +50,8 @@ from .folders import insist_on_checkpoint
 from .normalisation import Affine
 from .reads import noting_reads
 from .robomimic import ABSOLUTE_ARM, absolute_action, axis_angle_actions, camera_of, observed
-from .torch_policy import Acted, Batch, Batching, Dtype, Size, Stopwatch, TorchPolicy, need_weights, settings, untrained
+from .torch_policy import Acted, Batching, Dtype, Size, Stopwatch, TorchPolicy, need_weights, settings, untrained
+from .training import Batch
 
 NAME = "diffusion_policy"
 TINY_NETWORKS: Mapping[str, UnetSizes | TransformerSizes] = {

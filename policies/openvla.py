@@ -39,7 +39,6 @@ from .recipes import CROP, RECIPES
 from .tokens import BOS, EOS, TINY_VOCABULARY, ActionBins, JsonTokenizer, tiny_tokenizer
 from .torch_policy import (
     Acted,
-    Batch,
     Batching,
     Dtype,
     Size,
@@ -51,6 +50,7 @@ from .torch_policy import (
     two_views,
     untrained,
 )
+from .training import Batch
 
 TINY_SIDE, TINY_PATCH = 60, 12
 TINY_TOWERS = (

@@ -49,7 +49,6 @@ from .recipes import CROP
 from .tokens import JsonTokenizer, TextTokenizer, load_tokenizer, tiny_tokenizer
 from .torch_policy import (
     Acted,
-    Batch,
     Batching,
     Dtype,
     Size,
@@ -61,6 +60,7 @@ from .torch_policy import (
     stacked,
     untrained,
 )
+from .training import Batch
 
 NAME = "pi0"
 REPLANNED = 5

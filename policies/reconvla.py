@@ -46,7 +46,6 @@ from .reconvla_prompt import PromptWriter, base_vocabulary
 from .tokens import ActionBins
 from .torch_policy import (
     Acted,
-    Batch,
     Batching,
     Dtype,
     Size,
@@ -57,6 +56,7 @@ from .torch_policy import (
     two_views,
     untrained,
 )
+from .training import Batch
 
 Views = tuple[Image, Image]
 """The third-person view and the wrist's."""

@@ -13,7 +13,7 @@ from typing import Literal, cast
 
 from torch import Tensor, nn
 
-from .diffusion_policy_model import ResidualBlock
+from .residual import ResidualBlock
 
 Stem = Literal["patch", "residual"]
 

@@ -33,7 +33,7 @@ from .augmentation import box_in_whole, centre
 from .checkpoints import Checkpoint, write_ours
 from .normalisation import Affine
 from .recipes import RECIPES
-from .training import Trainer
+from .training import Batch, Trainer
 
 SMALL = 20e6
 """Parameters below which a model is not worth a second CPU thread."""
@@ -76,24 +76,6 @@ def settings(
         raise UsageError(f"The device {wanted!r} cannot be used ({said}); use device=cpu, or cuda on a GPU.") from None
     chosen = ("bfloat16" if place.type == "cuda" else "float32") if dtype == "auto" else dtype
     return Settings(place, getattr(torch, chosen), compile, batching)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Demonstrations to learn from. B samples, T control steps of history (the last is now), H actions."""
-
-    images: Mapping[str, Tensor]
-    """Camera name to uint8 (B, T, height, width, 3), upright RGB; cropped already, where the policy learns from crops.
-    """
-    state: Tensor
-    """float32 (B, T, S), as the suite gives it."""
-    instructions: Sequence[str]
-    actions: Tensor
-    """float32 (B, H, A), as the suite takes them."""
-    valid: Tensor
-    """bool (B, H): False where the episode had ended and the last action is repeated."""
-    gaze: Tensor | None = None
-    """float32 (B, 4): x0, y0, x1, y1 of what is being manipulated, in the first camera, as shares of its sides."""
 
 
 class Acted(NamedTuple):

@@ -7,13 +7,14 @@ training that was interrupted goes on bit for bit. Sums are the same for the sam
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vla_bench.errors import UsageError
@@ -22,17 +23,65 @@ from vla_bench.learning import Recipe, Samples, Weights
 
 from .augmentation import jittered, randomly_cropped
 
-if TYPE_CHECKING:
-    from .torch_policy import TorchPolicy
-
 _VALIDATION = 1 << 62
 """The number that validation's noise is drawn with in a step's place."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Demonstrations to learn from. B samples, T control steps of history (the last is now), H actions."""
+
+    images: Mapping[str, Tensor]
+    """Camera name to uint8 (B, T, height, width, 3), upright RGB; cropped already, where the policy learns from crops.
+    """
+    state: Tensor
+    """float32 (B, T, S), as the suite gives it."""
+    instructions: Sequence[str]
+    actions: Tensor
+    """float32 (B, H, A), as the suite takes them."""
+    valid: Tensor
+    """bool (B, H): False where the episode had ended and the last action is repeated."""
+    gaze: Tensor | None = None
+    """float32 (B, 4): x0, y0, x1, y1 of what is being manipulated, in the first camera, as shares of its sides."""
+
+
+class RunsOn(Protocol):
+    """Where and in what numbers a model computes."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+
+class Learning(Protocol):
+    """What a policy offers to be trained."""
+
+    draws: int
+    """Noise levels that `losses` draws per sample, where there is noise."""
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def settings(self) -> RunsOn: ...
+
+    @property
+    def crop(self) -> float:
+        """The share of a picture's sides that it learns from."""
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """`loss`, to be made smaller, and its parts."""
+
+    def save(self, path: str | Path, provenance: Mapping[str, str], dtype: torch.dtype | None = None) -> None:
+        """Write a checkpoint directory."""
 
 
 class Trainer:
     """A policy, its averaged weights, and AdamW."""
 
-    def __init__(self, policy: TorchPolicy, recipe: Recipe, seed: int, threads: int) -> None:
+    def __init__(self, policy: Learning, recipe: Recipe, seed: int, threads: int) -> None:
         if policy.settings.dtype is not torch.float32:
             raise UsageError(f"Weights learn in float32, got dtype={policy.settings.dtype}; leave dtype out.")
         self.policy, self.recipe, self.seed, self.done = policy, recipe, seed, 0
@@ -68,8 +117,6 @@ class Trainer:
         return {name: sum(count * row[name] for count, row in rows) / total for name in rows[0][1]}
 
     def _losses(self, samples: Samples, number: int, augmented: bool) -> dict[str, Tensor]:
-        from .torch_policy import Batch
-
         generator = torch.Generator().manual_seed(_mixed(self.seed, number))
         torch.manual_seed(_mixed(self.seed, number) + 1)  # of dropout, which takes no generator
         images = {name: torch.from_numpy(pictures) for name, pictures in samples.images.items()}

@@ -12,7 +12,7 @@ from tokenizers import pre_tokenizers
 from vla_bench.policies.conventions import CALVIN_ACTION, CALVIN_STATE, LIBERO_ACTION, LIBERO_STATE
 from vla_bench.policies.reconvla_language import LanguageSizes
 from vla_bench.policies.reconvla_model import HeadSizes, LatentSizes, ReconModel, ReconSizes, VisionSizes
-from vla_bench.policies.torch_policy import Batch
+from vla_bench.policies.training import Batch
 
 from vla_bench.types import Camera, Observation, Suite
 

@@ -40,7 +40,7 @@ from vla_bench.policies.diffusion_policy_model import (  # noqa: E402
     Sizes,
 )
 from vla_bench.policies.restricted_pickle import Archive  # noqa: E402
-from vla_bench.policies.torch_policy import Batch  # noqa: E402
+from vla_bench.policies.training import Batch  # noqa: E402
 
 DATA = Path(__file__).parent / "data" / "diffusion_policy"
 LEROBOT = runpy.run_path(str(DATA / "make_lerobot.py"))

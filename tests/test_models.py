@@ -26,7 +26,8 @@ pytest.importorskip("transformers")
 pytest.importorskip("diffusers")
 
 from vla_bench.policies import conventions  # noqa: E402
-from vla_bench.policies.torch_policy import Batch, Settings  # noqa: E402
+from vla_bench.policies.torch_policy import Settings  # noqa: E402
+from vla_bench.policies.training import Batch  # noqa: E402
 
 MODELS = ("pi0", "reconvla", "openvla", "diffusion_policy")
 NOISY = ("pi0", "diffusion_policy")

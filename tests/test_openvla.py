@@ -23,7 +23,7 @@ from vla_bench.policies.checkpoints import load_into  # noqa: E402
 from vla_bench.policies.conventions import CALVIN_ACTION, CALVIN_STATE, LIBERO_ACTION, LIBERO_STATE  # noqa: E402
 from vla_bench.policies.openvla import OpenVLA  # noqa: E402
 from vla_bench.policies.tokens import ActionBins, tiny_tokenizer  # noqa: E402
-from vla_bench.policies.torch_policy import Batch  # noqa: E402
+from vla_bench.policies.training import Batch  # noqa: E402
 
 from vla_bench.errors import UsageError  # noqa: E402
 from vla_bench.inference import check_compatible  # noqa: E402

@@ -27,7 +27,8 @@ from vla_bench.policies.pi0_inputs import cleaned, padded, pillow_resize_with_pa
 from vla_bench.policies.pi0_model import Pi0Model, tiny  # noqa: E402
 from vla_bench.policies.pi0_names import official_name  # noqa: E402
 from vla_bench.policies.tokens import tiny_tokenizer  # noqa: E402
-from vla_bench.policies.torch_policy import Batch, noise  # noqa: E402
+from vla_bench.policies.torch_policy import noise  # noqa: E402
+from vla_bench.policies.training import Batch  # noqa: E402
 
 DATA = Path(__file__).parent / "data"
 VARIANTS = ("pi0", "pi05")
