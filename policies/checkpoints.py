@@ -16,7 +16,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vla_bench import untrusted
 from vla_bench.errors import UsageError, unwritable
 from vla_bench.files import make_folder, sync_folder, sync_tree
 from vla_bench.text import markdown_list
+from vla_bench.untrusted import MB, brief, reading
 
 from .normalisation import Affine
 from .reads import files_read, note_read
+from .restricted_pickle import read_saved
+from .tokens import JsonTokenizer, json_tokenizer
 
 FORMAT = "vla-bench-1"
 CONFIG, WEIGHTS, TOKENIZER, NORMALISATION, CARD = (
@@ -39,6 +43,10 @@ CONFIG, WEIGHTS, TOKENIZER, NORMALISATION, CARD = (
     "normalisation.json",
     "README.md",
 )
+MOST_HEADER = 4 * MB
+"""Bytes of the header of a safetensors file: 20 000 tensors."""
+_LARGER = 16
+"""A model takes at most so many times the bytes of the weights it is given: numbers of half a byte become float64."""
 _NAMED = 3  # keys spelled out in a message
 
 
@@ -50,8 +58,7 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     normalisation: Mapping[str, Affine]
     sha256: str
-    tokenizer: str | None = None
-    """The text of tokenizer.json."""
+    tokenizer: JsonTokenizer | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
     """Lines of the card, by topic."""
 
@@ -72,13 +79,14 @@ def read_ours(path: str | Path, policy: str) -> Checkpoint:
         raise UsageError(
             f"{folder} holds weights of {config.get('policy')!r}, not of {policy!r}; use --policy to match."
         )
-    tokenizer = folder / TOKENIZER
+    with reading(folder / NORMALISATION, "normalisation"):
+        maps = {name: Affine.from_json(map_) for name, map_ in read_json(folder / NORMALISATION).items()}
     return Checkpoint(
         config=config,
         tensors=read_tensors(folder / WEIGHTS),
-        normalisation={name: Affine.from_json(map_) for name, map_ in read_json(folder / NORMALISATION).items()},
+        normalisation=maps,
         sha256=sha256_of(folder),
-        tokenizer=tokenizer.read_text(encoding="utf-8") if tokenizer.is_file() else None,
+        tokenizer=json_tokenizer(folder / TOKENIZER) if (folder / TOKENIZER).exists() else None,
     )
 
 
@@ -116,7 +124,7 @@ def _write_into(partial: Path, checkpoint: Checkpoint) -> None:
         raise
     shutil.copymode(partial / CONFIG, partial / WEIGHTS)  # safetensors lets nobody else read it
     if checkpoint.tokenizer is not None:
-        (partial / TOKENIZER).write_text(checkpoint.tokenizer, encoding="utf-8")
+        (partial / TOKENIZER).write_text(checkpoint.tokenizer.text, encoding="utf-8")
     (partial / CARD).write_text(_card(checkpoint), encoding="utf-8")
 
 
@@ -168,12 +176,9 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """The object in that file. Raises UsageError for a missing or damaged one."""
     file = Path(path)
     note_read(file)
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{file.parent} has no {file.name}; expected a checkpoint directory.") from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{file} cannot be read as JSON: {_said(error)}.") from None
+    if not file.exists():
+        raise UsageError(f"{file.parent} has no {file.name}; expected a checkpoint directory.")
+    value = untrusted.read_json(file)
     if not isinstance(value, dict):
         raise UsageError(f"{file} should hold a JSON object, got {type(value).__name__}.")
     return value
@@ -190,10 +195,10 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         return _read_directory(source)
     if not source.is_file():
         raise UsageError(f"There is no file {source}; expected weights.")
-    note_read(source)
     if source.suffix == ".safetensors":
         return _read_safetensors(source)
-    loaded = _reading(source, lambda: torch.load(source, map_location="cpu", weights_only=True))
+    note_read(source)
+    loaded = read_saved(source)
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise UsageError(f"{source} should hold a dictionary of tensors, got something else.")
     return loaded
@@ -209,9 +214,9 @@ def _read_directory(folder: Path) -> dict[str, Tensor]:
     if not isinstance(placed, dict):
         raise UsageError(f"{index} has no weight_map; download it again.")
     tensors: dict[str, Tensor] = {}
-    for shard in sorted(set(placed.values())):
+    for shard in sorted(set(map(str, placed.values()))):
         if Path(shard).name != shard:
-            raise UsageError(f"{index} names the shard {shard!r}, which is not a file beside it.")
+            raise UsageError(f"{index} names the shard {brief(shard)}, which is not a file beside it.")
         if not (folder / shard).is_file():
             raise UsageError(f"{index} names {shard}, which is not there; download it again.")
         tensors |= _read_safetensors(folder / shard)
@@ -224,21 +229,19 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     note_read(file)
-    tensors: dict[str, Tensor] = _reading(file, lambda: load_file(file))
+    with reading(file, "safetensors"):
+        with file.open("rb") as stream:
+            header = int.from_bytes(stream.read(8), "little")
+        if header > MOST_HEADER:
+            raise UsageError(f"{file} says that its header has {header:,} bytes, expected {MOST_HEADER:,} at most.")
+        tensors: dict[str, Tensor] = load_file(file)
     return tensors
 
 
-def _reading(file: Path, read: Callable[[], Any]) -> Any:
-    try:
-        return read()
-    except Exception as error:  # safetensors and pickle have a class of their own for each kind of damage
-        raise UsageError(
-            f"{file} cannot be read ({type(error).__name__}: {_said(error)}); is it truncated? Download it again."
-        ) from None
-
-
-def _said(error: Exception) -> str:
-    return " ".join(str(error).split())[:200].rstrip(".")
+def stored_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes that the tensors have in memory or on disk; those that share them count once."""
+    stores = [tensor.untyped_storage() for tensor in tensors.values()]
+    return sum({store.data_ptr(): store.nbytes() for store in stores}.values())
 
 
 def load_into(
@@ -246,8 +249,8 @@ def load_into(
 ) -> None:
     """Give the model these weights, cast to the dtypes it has. A model on the meta device comes off it.
 
-    Raises UsageError unless names and shapes agree, all of them; `missing_ok` are names that may be absent and are
-    then left as they are.
+    Raises UsageError unless names and shapes agree, all of them, and the numbers are numbers; `missing_ok` are names
+    that may be absent and are then left as they are.
     """
     own = model.state_dict()
     absent = [name for name in own if name not in tensors and name not in missing_ok]
@@ -260,16 +263,33 @@ def load_into(
     ]
     if problems:
         raise UsageError(f"{source} is no checkpoint of this architecture: {'; '.join(problems)}.")
+    needed = sum(one.numel() * one.element_size() for name, one in own.items() if name in tensors)
+    if needed > _LARGER * (held := stored_bytes(tensors)):
+        raise UsageError(f"{source} has {held:,} bytes for the {needed:,} of the model; it is damaged, do not use it.")
     # copied: matrix products round by the alignment of their operands, which a file's bytes have at random
     cast = {name: tensor.to(own[name].dtype, copy=True) for name, tensor in tensors.items()}
+    masks = {name for name, _ in model.named_buffers()}
+    if wrong := [name for name, tensor in cast.items() if not _is_finite(tensor, name in masks)]:
+        raise UsageError(
+            f"{source} has weights that are no finite numbers as {str(cast[wrong[0]].dtype).removeprefix('torch.')} "
+            f"({_some(wrong)}): it is damaged, its training diverged, or they need dtype=float32."
+        )
     model.load_state_dict(cast, strict=False, assign=True)
+
+
+def _is_finite(tensor: Tensor, mask: bool) -> bool:
+    """Whether all of it is finite; attention masks may hide by -inf. A sum is, only if all of it is, and is quick."""
+    if not tensor.is_floating_point() or tensor.sum().isfinite():
+        return True
+    wrong = tensor.isnan() | (tensor == torch.inf) if mask else ~tensor.isfinite()
+    return not wrong.any()
 
 
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+    return ", ".join(brief(name)[1:-1] for name in names[:_NAMED]) + more
 
 
 def _shapes(names: Sequence[str], own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
-    first = names[0]
-    return f"{_some(names)} of another shape ({first}: {tuple(given[first].shape)}, expected {tuple(own[first].shape)})"
+    got, expected = (tuple(tensors[names[0]].shape) for tensors in (given, own))
+    return f"{_some(names)} of another shape ({_some(names[:1])}: {got}, expected {expected})"

@@ -31,8 +31,9 @@ from torch import Tensor
 from vla_bench.errors import UsageError
 from vla_bench.learning import Scales
 from vla_bench.types import ActionSpec, Camera, Float32, Observation, PolicySpec, Suite
+from vla_bench.untrusted import reading
 
-from .checkpoints import is_ours, load_into, read_ours, sha256_of
+from .checkpoints import is_ours, read_ours, sha256_of
 from .conventions import LIBERO_ACTION
 from .diffusion_policy_formats import Official, Reading, read_official, with_steps
 from .diffusion_policy_model import (
@@ -48,6 +49,7 @@ from .diffusion_policy_model import (
 from .diffusion_policy_networks import TransformerSizes, UnetSizes
 from .folders import insist_on_checkpoint
 from .normalisation import Affine
+from .plausible import built, insist_on_sizes
 from .reads import noting_reads
 from .robomimic import ABSOLUTE_ARM, absolute_action, axis_angle_actions, camera_of, observed
 from .torch_policy import Acted, Batching, Dtype, Size, Stopwatch, TorchPolicy, need_weights, settings, untrained
@@ -126,10 +128,11 @@ class DiffusionPolicy(TorchPolicy):
         self._numbers = {name: observed(parts, suite) for name, parts in self.reading.numbers.items()}
         _check_widths(self.sizes, self._numbers, suite)
         action = _action_spec(source, suite)
+        with reading(checkpoint or NAME, "normalisation"):
+            for one in (*self.sizes.inputs, Input("action", (self.sizes.action_dim,))):
+                self.maps[one.name].within(one.shape[0], one.name)
         views = tuple(_camera(suite, name) for name in dict.fromkeys(self.reading.views))
-        with torch.device("meta"):
-            model = DiffusionModel(self.sizes)
-        load_into(model, source.tensors, checkpoint or NAME)
+        model = built(lambda: DiffusionModel(self.sizes), self.sizes, source.tensors, checkpoint or NAME)
         spec = PolicySpec(
             name=NAME,
             action=action,
@@ -272,26 +275,32 @@ def _tiny(suite: Suite, network: Network, seed: int) -> Official:
 def _read(path: Path, suite: Suite) -> Official:
     """Any checkpoint. Raises UsageError."""
     insist_on_checkpoint(path)
+    with reading(path, "a checkpoint of Diffusion Policy"):
+        source = _found(path, suite)
+        for said in (source.sizes, source.schedule, source.reading):
+            insist_on_sizes(said, source.tensors, path)
+        source.schedule.scheduler()  # diffusers knows which of its names there are
+        return source
+
+
+def _found(path: Path, suite: Suite) -> Official:
     if path.is_dir() and is_ours(path):
         ours = read_ours(path, NAME)
-        try:
-            reading = ours.config["reading"]
-            return Official(
-                sizes=Sizes.from_json(ours.config["sizes"]),
-                schedule=Schedule(**ours.config["schedule"]),
-                reading=Reading(
-                    **{
-                        **reading,
-                        "numbers": {name: tuple(parts) for name, parts in reading["numbers"].items()},
-                        "views": tuple(reading["views"]),
-                    }
-                ),
-                maps=ours.normalisation,
-                tensors=ours.tensors,
-                about="",
-            )
-        except (KeyError, TypeError) as error:
-            raise UsageError(f"{path / 'config.json'} is not a whole configuration of {NAME}: {error!r}.") from None
+        how = ours.config["reading"]
+        return Official(
+            sizes=Sizes.from_json(ours.config["sizes"]),
+            schedule=Schedule(**ours.config["schedule"]),
+            reading=Reading(
+                **{
+                    **how,
+                    "numbers": {name: tuple(parts) for name, parts in how["numbers"].items()},
+                    "views": tuple(how["views"]),
+                }
+            ),
+            maps=ours.normalisation,
+            tensors=ours.tensors,
+            about="",
+        )
     official = read_official(path)
     if official.reading.convention == "suite":
         mirror = suite.name.startswith("libero")

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from vla_bench.errors import UsageError
+from vla_bench.untrusted import reading
 
 from .checkpoints import read_json, read_tensors
 from .diffusion_policy_model import Input, Schedule, Sizes, VisionSizes
@@ -107,11 +108,11 @@ def _read_ckpt(path: Path) -> Official:
         if not all(isinstance(tensor, Stored) for tensor in stored.values()):
             raise UsageError(f"{path} should hold nothing but tensors in state_dicts.{which}.")
         tensors = {name: tensor.load() for name, tensor in stored.items() if not _IGNORED.search(name)}
-    sizes, reading = _ckpt_sizes(config)
+    sizes, how = _ckpt_sizes(config)
     maps = {key: _stored_map(tensors, key, path) for key in (*(one.name for one in sizes.inputs), "action")}
     weights = {name: tensor for name, tensor in tensors.items() if not name.startswith("normalizer.")}
     about = f"official {config.policy_class}, {which}"
-    return Official(sizes, _ckpt_schedule(config), reading, maps, official_names(weights, sizes), about)
+    return Official(sizes, _ckpt_schedule(config), how, maps, official_names(weights, sizes), about)
 
 
 def _part(payload: Any, key: str, path: Path) -> Any:
@@ -289,13 +290,10 @@ def _read_lerobot(folder: Path) -> Official:
         kind = config.get("type") or config.get("model_type") or "unknown"
         raise UsageError(f"{folder / 'config.json'} is of a checkpoint of type {kind!r}; it reads {READABLE}.")
     stored = read_tensors(folder)
-    try:
-        sizes, reading = _lerobot_sizes(folder, config)
-        schedule = _lerobot_schedule(config)
-    except (KeyError, TypeError, IndexError) as error:
-        raise UsageError(f"{folder / 'config.json'} is not a whole diffusion configuration: {error!r}.") from None
+    with reading(folder / "config.json", "a whole diffusion configuration"):
+        (sizes, how), schedule = _lerobot_sizes(folder, config), _lerobot_schedule(config)
     maps = _lerobot_maps(folder, config, stored, sizes)
-    return Official(sizes, schedule, reading, maps, lerobot_names(stored, sizes), _LEROBOT_NOTE)
+    return Official(sizes, schedule, how, maps, lerobot_names(stored, sizes), _LEROBOT_NOTE)
 
 
 def _lerobot_sizes(folder: Path, config: Mapping[str, Any]) -> tuple[Sizes, Reading]:

@@ -19,19 +19,24 @@ _STEADY = 1e-4
 
 @dataclass(frozen=True)
 class Affine:
-    """y = x * scale + offset, both (D,); dimensions of x beyond D pass through, as in openpi."""
+    """y = x * scale + offset, both (D,); dimensions of x beyond D pass through, as in openpi.
+
+    Raises ValueError for numbers that cannot be.
+    """
 
     scale: Float64
     offset: Float64
 
     def __post_init__(self) -> None:
         if self.scale.ndim != 1 or self.scale.shape != self.offset.shape:
-            raise UsageError(
-                f"Normalisation needs one scale and one offset per dimension, got shapes {self.scale.shape} and "
-                f"{self.offset.shape}."
+            raise ValueError(
+                f"normalisation needs one scale and one offset per dimension, got shapes {self.scale.shape} and "
+                f"{self.offset.shape}"
             )
-        if not (np.isfinite(self.scale) & (self.scale != 0) & np.isfinite(self.offset)).all():
-            raise UsageError("Normalisation statistics should be finite, and no scale zero; these are not.")
+        with np.errstate(all="ignore"):
+            sound = [np.isfinite(np.asarray(part, np.float32)) for part in (self.scale, 1 / self.scale, self.offset)]
+        if not np.all(sound):
+            raise ValueError("normalisation statistics should be finite, and no scale zero; these are not")
 
     @classmethod
     def identity(cls, dim: int) -> Affine:
@@ -40,13 +45,15 @@ class Affine:
     @classmethod
     def from_mean_std(cls, mean: ArrayLike, std: ArrayLike, eps: float) -> Affine:
         """(x - mean) / (std + eps)."""
-        scale = 1.0 / (_vector(std) + eps)
+        with np.errstate(all="ignore"):
+            scale = 1.0 / (_vector(std) + eps)
         return cls(scale, -_vector(mean) * scale)
 
     @classmethod
     def from_range(cls, low: ArrayLike, high: ArrayLike, eps: float) -> Affine:
         """2 (x - low) / (high - low + eps) - 1: [low, high] becomes [-1, 1]."""
-        scale = 2.0 / (_vector(high) - _vector(low) + eps)
+        with np.errstate(all="ignore"):
+            scale = 2.0 / (_vector(high) - _vector(low) + eps)
         return cls(scale, -_vector(low) * scale - 1.0)
 
     @classmethod
@@ -63,6 +70,12 @@ class Affine:
         width = _vector(std) * deviations
         scale = 1.0 / np.where(width > _STEADY, width, 1.0)
         return cls(scale, -_vector(mean) * scale)
+
+    def within(self, dim: int, whose: str) -> Affine:
+        """The same. Raises ValueError unless it is of `dim` numbers or fewer."""
+        if len(self.scale) > dim:
+            raise ValueError(f"normalisation of the {whose} is of {len(self.scale)} numbers, it has {dim}")
+        return self
 
     def where(self, mask: Sequence[bool]) -> Affine:
         """This map where `mask` holds, the identity elsewhere."""
@@ -89,12 +102,7 @@ class Affine:
 
     @classmethod
     def from_json(cls, given: Mapping[str, Sequence[float]]) -> Affine:
-        try:
-            return cls(_vector(given["scale"]), _vector(given["offset"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(
-                f"Normalisation should be lists of numbers called scale and offset, these are not ({error})."
-            ) from None
+        return cls(_vector(given["scale"]), _vector(given["offset"]))
 
 
 def _vector(values: ArrayLike) -> Float64:

@@ -29,12 +29,12 @@ from vla_bench.errors import UsageError
 from vla_bench.learning import Recipe, Scales
 from vla_bench.types import Float32, Observation, PolicySpec, Suite
 
-from .checkpoints import load_into
 from .normalisation import Affine
 from .openvla_formats import Actions, AnyPrompt, Facts, Loaded, Mirror, Wishes, prompt_ids, read, to_model, to_suite
 from .openvla_images import PictureChain
-from .openvla_model import Head, LlmSizes, OpenVLAModel, Sizes, empty, in_dtype
+from .openvla_model import Head, LlmSizes, OpenVLAModel, Sizes, in_dtype
 from .openvla_vision import TowerSizes
+from .plausible import built
 from .recipes import CROP, RECIPES
 from .tokens import BOS, EOS, TINY_VOCABULARY, ActionBins, JsonTokenizer, tiny_tokenizer
 from .torch_policy import (
@@ -44,6 +44,7 @@ from .torch_policy import (
     Size,
     Stopwatch,
     TorchPolicy,
+    insist_on_logits,
     need_weights,
     settings,
     stacked,
@@ -118,8 +119,13 @@ class OpenVLA(TorchPolicy):
             loaded = read(checkpoint, wishes)
         if head not in ("auto", loaded.sizes.head):
             raise UsageError(f"{checkpoint} has the head {loaded.sizes.head!r}, got head={head}; leave it out.")
-        model = empty(loaded.sizes, chosen.dtype)
-        load_into(model, loaded.tensors, checkpoint or "size=tiny")
+        model = built(
+            lambda: in_dtype(OpenVLAModel(loaded.sizes), chosen.dtype),
+            loaded.sizes,
+            loaded.tensors,
+            checkpoint or "size=tiny",
+        )
+        model.leave_meta()
         model.pinned = chosen.compile
         cameras = two_views(suite, "openvla") if loaded.sizes.views == 2 else suite.cameras[:1]
         spec = PolicySpec(
@@ -159,6 +165,7 @@ class OpenVLA(TorchPolicy):
             first, memory = self._net.prefill(self._net.sequences(seen, prompts), count)
         with watch.stage("decode"):
             ids = self._net.decode(first, memory, count, self._step).cpu().numpy()
+        insist_on_logits(memory.sound, self)
         return self._bins.decode(ids)[:, None].astype(np.float32)
 
     def _regressed(self, seen: Tensor, prompts: Sequence[Sequence[int]], watch: Stopwatch) -> Float32:
@@ -238,10 +245,10 @@ class OpenVLA(TorchPolicy):
     def saved_normalisation(self) -> dict[str, Affine]:
         return {"action": self._action, "state": self._state}
 
-    def saved_tokenizer(self) -> str:
+    def saved_tokenizer(self) -> JsonTokenizer:
         if not isinstance(self._tokenizer, JsonTokenizer):
             raise UsageError("The checkpoint has tokenizer.model only; put Llama's tokenizer.json beside it and retry.")
-        return self._tokenizer.text
+        return self._tokenizer
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from vla_bench.errors import UsageError
 from vla_bench.types import ActionSpec, Float32
+from vla_bench.untrusted import reading
 
 from .checkpoints import read_json, read_ours, read_tensors, sha256_of
 from .conventions import CALVIN_ACTION, CALVIN_STATE, LIBERO_ACTION, LIBERO_STATE
@@ -32,8 +33,9 @@ from .openvla_images import PictureChain
 from .openvla_model import LlmSizes, Sizes
 from .openvla_vision import from_timm, sizes_of
 from .plain_llm import rope_theta
+from .plausible import insist_on_sizes
 from .reads import noting_reads
-from .tokens import JsonTokenizer, TextTokenizer, load_tokenizer
+from .tokens import TextTokenizer, load_tokenizer
 
 Prompt = Literal["v1", "v0.1", "plain"]
 AnyPrompt = Literal["auto", "v1", "v0.1"]
@@ -147,24 +149,36 @@ def read(path: str | Path, wishes: Wishes) -> Loaded:
     if not folder.is_dir():
         raise UsageError(f"{folder} is a file; openvla reads {READS}.")
     config = read_json(folder / "config.json")
-    if str(config.get("format", "")).startswith("vla-bench"):
-        wishes.none_for(f"{folder}, which says it itself")
-        return _ours(folder)
-    if config.get("model_type") != "openvla":
-        raise UsageError(f"{folder} has the model_type {config.get('model_type')!r}; openvla reads {READS}.")
-    return _hugging_face(folder, config, wishes)
+    with reading(folder, "a checkpoint of OpenVLA"):
+        if str(config.get("format", "")).startswith("vla-bench"):
+            wishes.none_for(f"{folder}, which says it itself")
+            loaded = _ours(folder)
+        elif config.get("model_type") != "openvla":
+            raise UsageError(f"{folder} has the model_type {config.get('model_type')!r}; openvla reads {READS}.")
+        else:
+            loaded = _hugging_face(folder, config, wishes)
+        for said in (loaded.sizes, loaded.facts):
+            insist_on_sizes(said, loaded.tensors, folder)
+        _insist_on_ids(loaded.facts, loaded.sizes)
+        _same(loaded.facts.pictures.side, loaded.sizes.towers[0].side, "The pictures' sides are", "the vision tower")
+        return loaded
+
+
+def _insist_on_ids(facts: Facts, sizes: Sizes) -> None:
+    """Raises ValueError unless the embedding has the ids that are put into prompts, and those of actions."""
+    ids = (facts.bos, facts.eos, facts.space, facts.action_end - BINS, facts.action_end - 1)
+    if beyond := [one for one in ids if not 0 <= one < sizes.llm.vocab_size]:
+        raise ValueError(f"it uses the id {beyond[0]} of {sizes.llm.vocab_size}")
 
 
 def _ours(folder: Path) -> Loaded:
     given = read_ours(folder, "openvla")
     if given.tokenizer is None:
         raise UsageError(f"{folder} has no tokenizer.json; save it again.")
-    try:
-        sizes, facts = Sizes.from_json(given.config["sizes"]), Facts.from_json(given.config["facts"])
-        action, state = given.normalisation["action"], given.normalisation["state"]
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"{folder} lacks what an openvla checkpoint needs ({error}); save it again.") from None
-    return Loaded(sizes, given.tensors, facts, JsonTokenizer(given.tokenizer), action, state, given.sha256)
+    sizes, facts = Sizes.from_json(given.config["sizes"]), Facts.from_json(given.config["facts"])
+    action = given.normalisation["action"].within(facts.action.dim, "action")
+    state = given.normalisation["state"].within(len(facts.state), "state")
+    return Loaded(sizes, given.tensors, facts, given.tokenizer, action, state, given.sha256)
 
 
 def _hugging_face(folder: Path, config: Mapping[str, Any], wishes: Wishes) -> Loaded:

@@ -166,10 +166,12 @@ class KeyValues:
         """Where the tokens at hand are written."""
         self.positions = torch.zeros(batch, 1, dtype=torch.long, device=like.device)
         """Of the token at hand in each row, padding not counted."""
+        self.sound = torch.ones(batch, 1, dtype=torch.bool, device=like.device)
+        """Whether the logits that each row's ids were chosen from were numbers."""
 
     def pin(self) -> None:
         """Let compiled code write into these very tensors: CUDA graphs need addresses that stay."""
-        for buffer in (*self.keys, *self.values, self.readable, self.positions):
+        for buffer in (*self.keys, *self.values, self.readable, self.positions, self.sound):
             torch._dynamo.mark_static_address(buffer)
 
     def put(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,6 +187,7 @@ class KeyValues:
         self.readable.zero_()
         self.readable[..., :length] = True if sequences.valid is None else sequences.valid[:, None, None]
         self.positions.copy_(_positions(sequences)[:, -1:].expand_as(self.positions))
+        self.sound.fill_(True)
 
     def next(self) -> None:
         """One more token comes next."""
@@ -216,6 +219,12 @@ class OpenVLAModel(nn.Module):
         """Whether memories are pinned, for a compiled `step`."""
         self._rooms: dict[tuple[int, int], KeyValues] = {}
 
+    def leave_meta(self) -> None:
+        """Make what no checkpoint holds, after weights were given to a model built on the meta device."""
+        for module in self.modules():
+            if isinstance(module, SiglipVisionEmbeddings):
+                module.position_ids = nn.Buffer(torch.arange(module.num_positions)[None], persistent=False)
+
     # Sequences
 
     def look(self, pictures: Tensor, state: Tensor | None = None) -> Tensor:
@@ -246,8 +255,7 @@ class OpenVLAModel(nn.Module):
         embeddings = sequences.embeddings
         memory = self._room(len(embeddings), embeddings.shape[1] + count - 1, embeddings)
         memory.start(sequences)
-        last = self.read(sequences, memory=memory)[:, -1:]
-        return self.language_model.lm_head(last).argmax(-1), memory
+        return self._likeliest(self.read(sequences, memory=memory)[:, -1:], memory), memory
 
     @torch.inference_mode()
     def decode(self, first: Tensor, memory: KeyValues, count: int, step: Step | None = None) -> Tensor:
@@ -260,8 +268,14 @@ class OpenVLAModel(nn.Module):
 
     def step(self, ids: Tensor, memory: KeyValues) -> Tensor:
         """(B, 1) -> the ids after them, (B, 1)."""
-        hidden = self._layers(self.embed(ids), memory.positions, memory.readable, memory)
-        return self.language_model.lm_head(hidden).argmax(-1)  # type: ignore[no-any-return]
+        return self._likeliest(self._layers(self.embed(ids), memory.positions, memory.readable, memory), memory)
+
+    def _likeliest(self, hidden: Tensor, memory: KeyValues) -> Tensor:
+        """The ids (B, 1) of the largest logits; NaN is held for larger than any number, which the memory is told."""
+        logits: Tensor = self.language_model.lm_head(hidden)
+        ids = logits.argmax(-1)
+        memory.sound.logical_and_(logits.gather(-1, ids[..., None])[..., 0].isfinite())
+        return ids
 
     def token_losses(self, sequences: Sequences, targets: Tensor) -> Tensor:
         """Cross-entropies (B, n) of the last n tokens of each row, whose ids are `targets` (B, n)."""
@@ -386,16 +400,6 @@ def _mask(valid: Tensor, causal: bool) -> Tensor:
     length = valid.shape[1]
     seen = valid[:, None, None, :] | torch.eye(length, dtype=torch.bool, device=valid.device)
     return seen.tril() if causal else seen
-
-
-def empty(sizes: Sizes, dtype: torch.dtype) -> OpenVLAModel:
-    """The model with its parameters on the meta device, to be loaded into; what is no parameter is there."""
-    with torch.device("meta"):
-        model = OpenVLAModel(sizes)
-    for module in model.modules():
-        if isinstance(module, SiglipVisionEmbeddings):
-            module.position_ids = nn.Buffer(torch.arange(module.num_positions)[None], persistent=False)
-    return in_dtype(model, dtype)
 
 
 def in_dtype(model: OpenVLAModel, dtype: torch.dtype) -> OpenVLAModel:

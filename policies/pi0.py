@@ -36,6 +36,7 @@ from torch import Tensor
 from vla_bench.errors import UsageError
 from vla_bench.learning import Scales
 from vla_bench.types import ActionSpec, Camera, Float32, Observation, PolicySpec, Suite
+from vla_bench.untrusted import reading
 
 from .checkpoints import is_ours, read_ours, sha256_of
 from .conventions import LIBERO_ACTION, LIBERO_STATE
@@ -44,6 +45,7 @@ from .normalisation import Affine
 from .pi0_formats import ARM, Official, Reading, loaded, missing_views, read_official, truncated
 from .pi0_inputs import cleaned, padded, pillow_resize_with_pad, state_prompt
 from .pi0_model import STEPS, Pi0Model, Prefix, Sizes, Variant, pad_to, resize_with_pad, sample_times, tiny
+from .plausible import insist_on_sizes
 from .reads import noting_reads
 from .recipes import CROP
 from .tokens import JsonTokenizer, TextTokenizer, load_tokenizer, tiny_tokenizer
@@ -277,13 +279,13 @@ class Pi0(TorchPolicy):
     def saved_normalisation(self) -> dict[str, Affine]:
         return {"state": self.state_map, "action": self.action_map}
 
-    def saved_tokenizer(self) -> str:
+    def saved_tokenizer(self) -> JsonTokenizer:
         if not isinstance(self.tokenizer, JsonTokenizer):
             raise UsageError(
                 "Our checkpoints hold a tokenizer.json, and this policy has a SentencePiece model; pass the "
                 "tokenizer.json of PaliGemma as --policy-args tokenizer=PATH."
             )
-        return self.tokenizer.text
+        return self.tokenizer
 
 
 # Ways to make one
@@ -327,20 +329,23 @@ def _untrained(suite: Suite, variant: Variant, side: int, seed: int, dtype: torc
 
 def _ours(suite: Suite, folder: Path, dtype: torch.dtype) -> Parts:
     stored = read_ours(folder, NAME)
-    try:
+    with reading(folder, "a checkpoint of π0"):
         sizes = Sizes(**stored.config["sizes"])
-        reading = Reading(**{**stored.config["reading"], "relative": tuple(stored.config["reading"]["relative"])})
-        action, state = ActionSpec(**stored.config["action"]), tuple(stored.config["state"])
-        maps = stored.normalisation["state"], stored.normalisation["action"]
+        how = Reading(**{**stored.config["reading"], "relative": tuple(stored.config["reading"]["relative"])})
+        action, state = ActionSpec(**stored.config["action"]), tuple(map(str, stored.config["state"]))
+        maps = (
+            stored.normalisation["state"].within(len(state), "state"),
+            stored.normalisation["action"].within(action.dim, "action"),
+        )
         names = [str(name) for name in stored.config["cameras"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{folder} is not a complete checkpoint of π0 ({type(error).__name__}: {error}).") from None
+        for said in (how, action):
+            insist_on_sizes(said, stored.tensors, folder)
     if stored.tokenizer is None:
         raise UsageError(f"{folder} has no tokenizer.json, which π0 needs to read instructions.")
     cameras = _named(suite, names)
     model = loaded(sizes, stored.tensors, folder, dtype)
     spec = _spec(action, cameras, state, sizes, sha256=stored.sha256, note="")
-    return Parts(model, reading, *maps, JsonTokenizer(stored.tokenizer), spec)
+    return Parts(model, how, *maps, stored.tokenizer, spec)
 
 
 def _official(

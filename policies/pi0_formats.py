@@ -34,13 +34,15 @@ import torch
 from torch import Tensor
 
 from vla_bench.errors import UsageError
+from vla_bench.untrusted import reading
 
-from .checkpoints import load_into, read_json, read_tensors
+from .checkpoints import read_json, read_tensors
 from .folders import insist_on_checkpoint
 from .lerobot_steps import steps_of
 from .normalisation import Affine
 from .pi0_model import STEPS, Pi0Model, Sizes, Variant
 from .pi0_names import our_tensors, sizes_of
+from .plausible import built, insist_on_sizes
 
 OPENPI_EPS, LEROBOT_EPS = 1e-6, 1e-8
 STATE, ACTION = "observation.state", "action"
@@ -125,12 +127,16 @@ def read_official(
             "examples/convert_jax_model_to_pytorch.py and pass the directory that this writes."
         )
     config = _config(folder, horizon)
-    if config.get("type") in ("pi0", "pi05"):
-        return _read_lerobot(folder, config, statistics, vision_heads)
-    if "action_horizon" in config and "type" not in config:
-        return _read_openpi(folder, config, asset, statistics, vision_heads)
-    kind = config.get("type") or config.get("model_type") or "unknown"
-    raise UsageError(f"{folder / 'config.json'} is of a checkpoint of type {kind!r}; pi0 reads {READABLE}.")
+    with reading(folder, "a checkpoint of π0"):
+        if config.get("type") in ("pi0", "pi05"):
+            official = _read_lerobot(folder, config, statistics, vision_heads)
+        elif "action_horizon" in config and "type" not in config:
+            official = _read_openpi(folder, config, asset, statistics, vision_heads)
+        else:
+            kind = config.get("type") or config.get("model_type") or "unknown"
+            raise UsageError(f"{folder / 'config.json'} is of a checkpoint of type {kind!r}; pi0 reads {READABLE}.")
+        insist_on_sizes(official.reading, official.tensors, folder)
+        return official
 
 
 # openpi
@@ -209,14 +215,12 @@ def _norm_stats(folder: Path, asset: str) -> Path:
 def openpi_statistics(file: Path, quantiles: bool) -> tuple[Affine, Affine]:
     """State and action maps of a norm_stats.json. Raises UsageError for a file without what the model needs."""
     stored = read_json(file).get("norm_stats", {})
-    try:
+    wanted = "q01 and q99" if quantiles else "mean and std"
+    with reading(file, f"{wanted} of state and actions"):
         if quantiles:
             maps = [Affine.from_range(stored[k]["q01"], stored[k]["q99"], OPENPI_EPS) for k in ("state", "actions")]
         else:
             maps = [Affine.from_mean_std(stored[k]["mean"], stored[k]["std"], OPENPI_EPS) for k in ("state", "actions")]
-    except (KeyError, TypeError) as error:
-        wanted = "q01 and q99" if quantiles else "mean and std"
-        raise UsageError(f"{file} should give {wanted} of state and actions; {error} is missing.") from None
     return maps[0], maps[1]
 
 
@@ -466,8 +470,9 @@ class LerobotModel:
         config = read_json(path / "config.json")
         if config.get("type") not in ("pi0", "pi05"):
             raise UsageError(f"{path / 'config.json'} is of type {config.get('type')!r}, expected pi0 or pi05.")
-        sizes, tensors = _lerobot_weights(path, config, read_tensors(path), vision_heads, kv_heads)
-        return cls(loaded(sizes, tensors, path), views_of(config), _euler_steps(config))
+        with reading(path, "a checkpoint of π0"):
+            sizes, tensors = _lerobot_weights(path, config, read_tensors(path), vision_heads, kv_heads)
+            return cls(loaded(sizes, tensors, path), views_of(config), _euler_steps(config))
 
     @torch.inference_mode()
     def sample(self, batch: Mapping[str, Tensor], noise: Tensor | None = None) -> Tensor:
@@ -500,9 +505,7 @@ def loaded(
     sizes: Sizes, tensors: Mapping[str, Tensor], source: str | Path, dtype: torch.dtype = torch.float32
 ) -> Pi0Model:
     """A model with these weights, on the CPU, never held twice. Raises UsageError unless all names and shapes agree."""
-    with torch.device("meta"):
-        model = Pi0Model(sizes).cast(dtype)
-    load_into(model, tensors, source)
+    model = built(lambda: Pi0Model(sizes).cast(dtype), sizes, tensors, source)
     model.leave_meta()
     return model
 

@@ -36,14 +36,14 @@ from vla_bench.errors import UsageError
 from vla_bench.learning import Scales
 from vla_bench.types import Attention, Float32, Image, Observation, PolicySpec, Suite
 
-from .checkpoints import load_into
 from .conventions import CALVIN_ACTION, CALVIN_STATE
 from .normalisation import Affine
+from .plausible import built
 from .reconvla_formats import NAME, Choice, Facts, Loaded, drawn, overridden, read, saved
 from .reconvla_formats import untrained as untrained_parts
-from .reconvla_model import Prompt, ReconModel, empty
-from .reconvla_prompt import PromptWriter, base_vocabulary
-from .tokens import ActionBins
+from .reconvla_model import Prompt, ReconModel
+from .reconvla_prompt import PromptWriter
+from .tokens import ActionBins, JsonTokenizer
 from .torch_policy import (
     Acted,
     Batching,
@@ -51,6 +51,7 @@ from .torch_policy import (
     Size,
     Stopwatch,
     TorchPolicy,
+    insist_on_logits,
     need_weights,
     settings,
     two_views,
@@ -141,6 +142,7 @@ class ReconVLA(TorchPolicy):
         with watch.stage("decode"):
             decoded = self.model.decode(start, self.attention, self._step)
             ids = decoded.ids.cpu().numpy()
+        insist_on_logits(decoded.logits.isfinite(), self)
         with watch.stage("post"):
             maps = [] if decoded.attention is None else list(decoded.attention.cpu().numpy())
             return Acted(self.actions_of(ids), [self._looked_at(one) for one in maps])
@@ -241,12 +243,12 @@ class ReconVLA(TorchPolicy):
     def saved_normalisation(self) -> dict[str, Affine]:
         return {"state": self.state_map, "action": self.action_map}
 
-    def saved_tokenizer(self) -> str:
-        return self.tokenizer.text
+    def saved_tokenizer(self) -> JsonTokenizer:
+        return self.tokenizer
 
 
 def _check(facts: Facts, loaded: Loaded, suite: Suite) -> None:
-    if facts.wording.stray_ids and facts.bins_end > base_vocabulary(loaded.tokenizer):
+    if facts.wording.stray_ids and facts.bins_end > loaded.tokenizer.base_size:
         raise UsageError("stray_ids=yes needs action tokens that are text, as Qwen2's are; this tokenizer's are not.")
     if (facts.action, facts.state) != (suite.action, suite.state):
         trained = "CALVIN" if (facts.action, facts.state) == (CALVIN_ACTION, CALVIN_STATE) else "another suite"
@@ -259,6 +261,6 @@ def _check(facts: Facts, loaded: Loaded, suite: Suite) -> None:
 def _model(loaded: Loaded, seed: int, dtype: torch.dtype, source: str | None) -> ReconModel:
     if loaded.tensors is None:
         return drawn(loaded.sizes, seed).to(dtype)
-    model = empty(loaded.sizes, dtype)
-    load_into(model, loaded.tensors, source or NAME)
+    model = built(lambda: ReconModel(loaded.sizes).to(dtype), loaded.sizes, loaded.tensors, source or NAME)
+    model.leave_meta()
     return model

@@ -21,24 +21,27 @@ from torch import Tensor
 
 from vla_bench.errors import UsageError
 from vla_bench.types import ActionSpec, Suite
+from vla_bench.untrusted import reading
 
 from .checkpoints import is_ours, read_json, read_ours, read_tensors, sha256_of
 from .conventions import CALVIN_ACTION, CALVIN_STATE
 from .folders import insist_on_checkpoint
 from .normalisation import Affine
 from .plain_llm import rope_theta
+from .plausible import insist_on_sizes
 from .reads import noting_reads
 from .recipes import CROP
 from .reconvla_language import LanguageSizes
 from .reconvla_model import HeadSizes, LatentSizes, ReconModel, ReconSizes, VisionSizes
 from .reconvla_pictures import Stack
-from .reconvla_prompt import Wording, base_vocabulary, qwen_tokenizer
+from .reconvla_prompt import Wording, qwen_tokenizer
 from .tokens import EOS, TINY_VOCABULARY, JsonTokenizer, tiny_tokenizer
 
 NAME = "reconvla"
 Choice = Literal["auto", "yes", "no"]
 MODEL_TYPE = "recon_qwen2"
 CHUNK = 5
+BINS = 256
 STACKED_SIDE = 334
 CALVIN_MEAN = (
     *(0.039233, -0.118554, 0.507826, 1.079174, -0.083069, 1.579753, 0.054622, -0.736859),
@@ -121,7 +124,20 @@ def read(path: str, head: bool) -> Loaded:
     """The checkpoint in that directory, with its reconstruction head or without. Raises UsageError."""
     insist_on_checkpoint(path)
     folder = Path(path)
-    return _read_own(folder, head) if is_ours(folder) else _read_released(folder, head)
+    with reading(folder, "a checkpoint of ReconVLA"):
+        loaded = _read_own(folder, head) if is_ours(folder) else _read_released(folder, head)
+        for said in (loaded.sizes, loaded.facts):
+            insist_on_sizes(said, loaded.tensors or {}, folder)
+        for one in (loaded.facts.bins_end - 1, loaded.facts.bins_end - BINS, loaded.facts.end_id):
+            if not 0 <= one < loaded.sizes.language.vocabulary:
+                raise ValueError(f"it uses the id {one} of {loaded.sizes.language.vocabulary}")
+        stack, vision = loaded.facts.stack, loaded.sizes.vision
+        if (stack.model_side, stack.grid) != (vision.side, vision.grid):
+            raise UsageError(
+                f"{folder} stacks pictures of {stack.model_side} pixels and {stack.grid} patches per side for a vision "
+                f"tower of {vision.side} and {vision.grid}."
+            )
+        return loaded
 
 
 # Ours
@@ -134,12 +150,11 @@ def saved(sizes: ReconSizes, facts: Facts) -> dict[str, Any]:
 
 def _read_own(folder: Path, head: bool) -> Loaded:
     stored = read_ours(folder, NAME)
-    try:
-        sizes, facts = _sizes(stored.config["sizes"]), _facts(stored.config["facts"])
-        maps = stored.normalisation["state"], stored.normalisation["action"]
-    except (KeyError, TypeError, ValueError) as error:
-        said = " ".join(str(error).split())
-        raise UsageError(f"{folder} does not describe a ReconVLA ({type(error).__name__}: {said}).") from None
+    sizes, facts = _sizes(stored.config["sizes"]), _facts(stored.config["facts"])
+    maps = (
+        stored.normalisation["state"].within(len(facts.state), "state"),
+        stored.normalisation["action"].within(facts.action.dim, "action"),
+    )
     if stored.tokenizer is None:
         raise UsageError(f"{folder} has no tokenizer.json, which ReconVLA needs to read instructions.")
     if not head:
@@ -147,7 +162,7 @@ def _read_own(folder: Path, head: bool) -> Loaded:
     elif sizes.head is None:
         raise UsageError(f"{folder} was saved without a reconstruction head; leave head=keep out.")
     tensors = _without_head(stored.tensors) if not head else stored.tensors
-    return Loaded(sizes, facts, JsonTokenizer(stored.tokenizer), *maps, tensors, stored.sha256)
+    return Loaded(sizes, facts, stored.tokenizer, *maps, tensors, stored.sha256)
 
 
 def _sizes(given: Mapping[str, Any]) -> ReconSizes:
@@ -191,7 +206,7 @@ def _read_released(folder: Path, head: bool) -> Loaded:
     facts = Facts(
         Stack(STACKED_SIDE, vision.side, vision.grid, "halves"),
         Wording(),
-        bins_end=base_vocabulary(tokenizer),
+        bins_end=tokenizer.base_size,
         end_id=_end_id(tokenizer, folder),
         chunk=CHUNK,
         action=CALVIN_ACTION,

@@ -131,18 +131,10 @@ class Prefilled(NamedTuple):
 class Decoded(NamedTuple):
     ids: Tensor
     """int64 (B, count)."""
+    logits: Tensor
+    """(B, count), of the ids; where there is no number, NaN was held for the largest."""
     attention: Tensor | None
     """float32 (B, g, g), each summing to 1."""
-
-
-def empty(sizes: ReconSizes, dtype: torch.dtype) -> ReconModel:
-    """The model with its parameters on the meta device, to be loaded into; what is no parameter is there."""
-    with torch.device("meta"):
-        model = ReconModel(sizes).to(dtype)
-    for module in model.modules():
-        if isinstance(module, SiglipVisionEmbeddings):
-            module.position_ids = nn.Buffer(torch.arange(module.num_positions)[None], persistent=False)
-    return model
 
 
 class _Holder(nn.Module):
@@ -243,6 +235,12 @@ class ReconModel(nn.Module):
         self.lm_head = nn.Linear(sizes.language.width, sizes.language.vocabulary, bias=False).apply(normal)
         self.model = Body(sizes)  # its head comes last of all: a seed draws the same weights with and without it
 
+    def leave_meta(self) -> None:
+        """Make what no checkpoint holds, after weights were given to a model built on the meta device."""
+        for module in self.modules():
+            if isinstance(module, SiglipVisionEmbeddings):
+                module.position_ids = nn.Buffer(torch.arange(module.num_positions)[None], persistent=False)
+
     # Acting
 
     def look(self, pictures: Tensor) -> Tensor:
@@ -270,14 +268,18 @@ class ReconModel(nn.Module):
         """
         step, plan = step or self.step, start.plan
         ids, queries = [start.logits.argmax(-1)], []
+        chosen = [start.logits.gather(1, ids[0][:, None])]
         for turn, mask, place in zip(plan.turns, plan.masks, plan.places, strict=True):
             if len(ids) == len(plan.turns) and not attention:
                 break
             logits, asked = step(ids[-1], turn, mask, place, plan.memory)
             ids.append(logits.argmax(-1))
+            chosen.append(logits.gather(1, ids[-1][:, None]))
             queries.append(asked.clone() if attention else asked)
         decoded = torch.stack(ids[: len(plan.turns)], 1)
-        return Decoded(decoded, self._seen(queries, start) if attention else None)
+        return Decoded(
+            decoded, torch.cat(chosen[: len(plan.turns)], 1), self._seen(queries, start) if attention else None
+        )
 
     def _seen(self, queries: Sequence[Tensor], start: Prefilled) -> Tensor:
         """float32 (B, g, g)."""

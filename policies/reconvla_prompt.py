@@ -11,7 +11,6 @@ leaves one stray id before the state. With `stray_ids` this happens here too; by
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,11 +19,12 @@ from pathlib import Path
 from numpy.typing import ArrayLike
 
 from vla_bench.errors import UsageError
+from vla_bench.untrusted import MB, read_bytes, reading
 
 from .checkpoints import read_json
 from .reads import note_read
 from .reconvla_model import Prompt
-from .tokens import ActionBins, JsonTokenizer
+from .tokens import ActionBins, JsonTokenizer, json_tokenizer
 
 SYSTEM = (
     "A chat between a curious human and an artificial intelligence robot. "
@@ -32,6 +32,8 @@ SYSTEM = (
 )
 """Of the template `qwen_2`."""
 _ASSISTANT = " ASSISTANT:"
+MOST_MERGES = 4 * MB
+"""Bytes of merges.txt: Qwen2's has 1.7 million."""
 _QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -79,11 +81,6 @@ class PromptWriter:
         return self.tokenizer.encode(_ASSISTANT) if self.wording.roles else []
 
 
-def base_vocabulary(tokenizer: JsonTokenizer) -> int:
-    """Ids of the byte-pair vocabulary, added tokens not counted: 151643 in Qwen2."""
-    return len(json.loads(tokenizer.text)["model"]["vocab"])
-
-
 def qwen_tokenizer(folder: Path) -> JsonTokenizer:
     """The tokenizer of a directory with tokenizer.json, or with vocab.json and merges.txt as Qwen2's older form has.
 
@@ -92,23 +89,18 @@ def qwen_tokenizer(folder: Path) -> JsonTokenizer:
     whole, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     if not whole.is_file() and not (vocabulary.is_file() and merges.is_file()):
         raise UsageError(f"{folder} has no tokenizer; expected tokenizer.json, or vocab.json and merges.txt.")
-    for file in (whole,) if whole.is_file() else (vocabulary, merges):
-        note_read(file)
-    try:
-        text = whole.read_text(encoding="utf-8") if whole.is_file() else _assembled(vocabulary, merges)
-        tokenizer = JsonTokenizer(text)
-        tokenizer.encode("")
-    except UsageError:
-        raise
-    except Exception as error:  # the tokenizers library raises bare exceptions
-        raise UsageError(f"{folder} has a damaged tokenizer ({' '.join(str(error).split())[:200]}).") from None
-    return tokenizer
+    if whole.is_file():
+        return json_tokenizer(whole)
+    with reading(folder, "a tokenizer"):
+        return _assembled(vocabulary, merges)
 
 
-def _assembled(vocabulary: Path, merges: Path) -> str:
+def _assembled(vocabulary: Path, merges: Path) -> JsonTokenizer:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    lines = merges.read_text(encoding="utf-8").strip().split("\n")
+    note_read(merges)
+    text = read_bytes(merges, MOST_MERGES, "merges").decode("utf-8")
+    lines = text.strip().split("\n")
     pairs = [(left, right) for left, _, right in (line.partition(" ") for line in lines) if left[:8] != "#version"]
     tokenizer = Tokenizer(models.BPE(vocab=read_json(vocabulary), merges=pairs))
     tokenizer.normalizer = normalizers.NFC()
@@ -120,7 +112,7 @@ def _assembled(vocabulary: Path, merges: Path) -> str:
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in _added(vocabulary.parent)])
-    return str(tokenizer.to_str())
+    return JsonTokenizer(str(tokenizer.to_str()))
 
 
 def _added(folder: Path) -> Sequence[str]:

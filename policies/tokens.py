@@ -6,16 +6,19 @@ instructions and committed as assets/tiny_tokenizer.json. Byte-level: every text
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf, prod
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vla_bench.errors import MissingPackage, UsageError
+from vla_bench.errors import MissingPackage, UsageError, in_a_line
+from vla_bench.untrusted import MB, brief, parse_json, read_bytes, reading
 
 from .reads import note_read
 
@@ -23,6 +26,12 @@ PAD, BOS, EOS, IMAGE = range(4)
 """The first ids of the tiny tokenizer."""
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<image>")
 TINY_VOCABULARY = 1024
+MOST_BYTES = 48 * MB
+"""Of a tokenizer's file: PaliGemma's tokenizer.json has 17 million, Gemma 3's 33."""
+_MOST_GROWTH = 64
+"""Characters that become of one before they are looked up."""
+_LONGEST_AFFIX = 100
+_SAMPLE = "Pick up the 2 red bowls, and put them on the plate!\n"
 TINY = Path(__file__).parent / "assets" / "tiny_tokenizer.json"
 
 Int64 = NDArray[np.int64]
@@ -46,6 +55,8 @@ class JsonTokenizer:
     """A tokenizer.json, the format of the `tokenizers` library.
 
     Padding and truncation in it are not followed: transformers saves what its last call asked for, as lerobot's 48.
+    Nor is what it puts around a text: every policy does that itself. Its first use raises for text that is no
+    tokenizer, and for one whose steps could make a short text so long that the library ends the process.
     """
 
     text: str
@@ -54,17 +65,26 @@ class JsonTokenizer:
     def _tokenizer(self) -> Any:
         from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_str(self.text)
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        return tokenizer
+        with _panics_as_errors():
+            _insist_on_bounds(parse_json(self.text.encode("utf-8"), "its text"))
+            tokenizer = Tokenizer.from_str(self.text)
+            tokenizer.no_padding()
+            tokenizer.no_truncation()
+            tokenizer.post_processor = None
+            return tokenizer
 
     @property
     def vocab_size(self) -> int:
         return int(self._tokenizer.get_vocab_size())
 
+    @property
+    def base_size(self) -> int:
+        """Ids without those of added tokens."""
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=False))
+
     def encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        with _panics_as_errors():
+            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
@@ -72,6 +92,54 @@ class JsonTokenizer:
     def id_of(self, token: str) -> int | None:
         found: int | None = self._tokenizer.token_to_id(token)
         return found
+
+
+def _insist_on_bounds(said: Any) -> None:
+    """Raises ValueError where a step of the tokenizer could lengthen a text beyond all bounds."""
+    for part in ("normalizer", "pre_tokenizer", "decoder"):
+        steps = list(_steps(said.get(part)))
+        if prod(map(_growth, steps)) > _MOST_GROWTH:
+            kinds = ", ".join(str(step.get("type")) for step in steps)
+            raise ValueError(f"its {part} can make a text more than {_MOST_GROWTH} times as long: {brief(kinds)[1:-1]}")
+    affixes = [value for value in said["model"].values() if isinstance(value, str)]
+    if any(len(affix) > _LONGEST_AFFIX for affix in affixes):
+        raise ValueError(f"its model adds more than {_LONGEST_AFFIX} characters to pieces of words")
+
+
+def _steps(said: Any) -> Iterator[Mapping[str, Any]]:
+    """The steps that a step is made of, itself where it is one."""
+    inside = said and next((one for one in said.values() if isinstance(one, list) and one), None)
+    if isinstance(inside, list) and all(isinstance(one, dict) for one in inside):
+        for one in inside:
+            yield from _steps(one)
+    elif said:
+        yield said
+
+
+def _growth(step: Mapping[str, Any]) -> float:
+    """How many times as long a text may become by that step, at most."""
+    kind = step.get("type")
+    if kind == "Precompiled":  # a table of bytes that says what becomes of each character; no tokenizer here has one
+        return inf
+    if kind == "Prepend":
+        return 1.0 + len(step["prepend"])
+    if kind == "Replace":
+        ((how, pattern),) = step["pattern"].items()
+        if how == "Regex" or not pattern:  # may be found between any two letters
+            return 1.0 + len(step["content"])
+        return max(1.0, len(step["content"].encode()) / len(pattern.encode()))
+    return 2.0 if kind == "ByteLevel" else 1.0
+
+
+@contextmanager
+def _panics_as_errors() -> Iterator[None]:
+    """A panic of Rust, which Python holds for no Exception, as a ValueError."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(in_a_line(error)) from error
 
 
 @dataclass(frozen=True)
@@ -113,17 +181,24 @@ def load_tokenizer(path: str | Path) -> TextTokenizer:
     )
     if not files:
         raise UsageError(f"There is no tokenizer at {given}; expected tokenizer.json or a SentencePiece .model file.")
-    file = files[0]
+    return _sentence_pieces(files[0]) if files[0].suffix == ".model" else json_tokenizer(files[0])
+
+
+def _sentence_pieces(file: Path) -> SentencePieceTokenizer:
     note_read(file)
-    tokenizer = (
-        SentencePieceTokenizer(file) if file.suffix == ".model" else JsonTokenizer(file.read_text(encoding="utf-8"))
-    )
-    try:
-        tokenizer.encode("")  # reads it
-    except UsageError:
-        raise
-    except Exception as error:  # both libraries raise classes of their own
-        raise UsageError(f"{file} is no tokenizer ({' '.join(str(error).split())[:200]}).") from None
+    with reading(file, "a tokenizer"):
+        read_bytes(file, MOST_BYTES, "a tokenizer")
+        tokenizer = SentencePieceTokenizer(file)
+        tokenizer.encode(_SAMPLE)  # reads it
+    return tokenizer
+
+
+def json_tokenizer(file: Path) -> JsonTokenizer:
+    """The tokenizer of that tokenizer.json. Raises UsageError for a missing, damaged or overlarge one."""
+    note_read(file)
+    with reading(file, "a tokenizer"):
+        tokenizer = JsonTokenizer(read_bytes(file, MOST_BYTES, "a tokenizer").decode("utf-8"))
+        tokenizer.encode(_SAMPLE)  # reads it
     return tokenizer
 
 

@@ -33,6 +33,7 @@ from .augmentation import box_in_whole, centre
 from .checkpoints import Checkpoint, write_ours
 from .normalisation import Affine
 from .recipes import RECIPES
+from .tokens import JsonTokenizer
 from .training import Batch, Trainer
 
 SMALL = 20e6
@@ -149,8 +150,8 @@ class TorchPolicy:
     def normalise(self, state: Scales, action: Scales) -> None:
         """From now on the model's numbers are scaled by these statistics, in the way of its paper."""
 
-    def saved_tokenizer(self) -> str | None:
-        """The text of our tokenizer.json, None where no text is read."""
+    def saved_tokenizer(self) -> JsonTokenizer | None:
+        """What our tokenizer.json must be, None where no text is read."""
         return None
 
     # What the engine calls
@@ -223,6 +224,15 @@ def noise(observations: Sequence[Observation], shape: Sequence[int], device: tor
     """Standard normal float32 (B, *shape): each row from its observation's seed alone, the same on every device."""
     rows = [torch.randn(*shape, generator=torch.Generator().manual_seed(seen.seed)) for seen in observations]
     return torch.stack(rows).to(device)
+
+
+def insist_on_logits(sound: Tensor, policy: TorchPolicy) -> None:
+    """Raises UsageError unless all of these bools hold: the largest of logits that are NaN is a token, too."""
+    if not sound.all():
+        raise UsageError(
+            f"The policy {policy.spec.name!r} chose tokens by logits that are no numbers: its weights overflow as "
+            f"{str(policy.settings.dtype).removeprefix('torch.')} (use dtype=float32), or it was shown no numbers."
+        )
 
 
 def need_weights(name: str, checkpoint: str | None, size: Size) -> None:

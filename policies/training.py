@@ -22,6 +22,7 @@ from vla_bench.files import replacing
 from vla_bench.learning import Recipe, Samples, Weights
 
 from .augmentation import jittered, randomly_cropped
+from .restricted_pickle import read_saved
 
 _VALIDATION = 1 << 62
 """The number that validation's noise is drawn with in a step's place."""
@@ -169,7 +170,7 @@ class Trainer:
 
     def resume(self, file: Path) -> None:
         try:
-            state: dict[str, Any] = torch.load(file, map_location=self.policy.settings.device, weights_only=True)
+            state: dict[str, Any] = read_saved(file)
             self.model.load_state_dict(state["model"])
             self.optimiser.load_state_dict(state["optimiser"])
             for name, one in self.average.items():

@@ -403,8 +403,8 @@ def edited(folder: Path, file: str, old: str, new: str) -> str:
     [
         ("config.json", '"diffusion"', '"act"', "checkpoint of type 'act'; it reads an official .ckpt"),
         ("config.json", '"resnet18"', '"resnet34"', "has a resnet34 for vision; only resnet18"),
-        ("config.json", '"DDPM"', '"EULER"', "not a whole diffusion configuration: KeyError"),
-        ("config.json", '"horizon"', '"length"', "not a whole diffusion configuration: KeyError"),
+        ("config.json", '"DDPM"', '"EULER"', r"a whole diffusion configuration \(KeyError"),
+        ("config.json", '"horizon"', '"length"', r"a whole diffusion configuration \(KeyError"),
         ("config.json", "32,", "48,", "is no checkpoint of this architecture: .*of another shape"),
         (
             "policy_preprocessor.json",

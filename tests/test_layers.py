@@ -11,7 +11,20 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 LAYERS = (
-    {"types", "errors", "foreign", "screen", "paths", "text", "secrets", "files", "lock", "watch", "records"},
+    {
+        "types",
+        "errors",
+        "foreign",
+        "screen",
+        "paths",
+        "text",
+        "secrets",
+        "files",
+        "lock",
+        "watch",
+        "records",
+        "untrusted",
+    },
     {"learning"},
     {
         "config",
@@ -70,6 +83,7 @@ FOR_ADAPTERS = {
     "files",
     "learning",
     "text",
+    "untrusted",
     "geometry",
     "images",
     "stats",

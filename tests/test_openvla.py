@@ -569,6 +569,13 @@ FULL = (
     | official_projector(2176, 4096)
     | official_llama(32064, 4096, 32, 11008)
 )
+
+
+def on_meta(sizes):
+    with torch.device("meta"):
+        return net.in_dtype(net.OpenVLAModel(sizes), torch.bfloat16)
+
+
 TIMM_IDS = "vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"
 
 
@@ -577,7 +584,7 @@ def test_at_full_size_every_official_tensor_has_its_place_and_shape(sizes):
     table = FULL | (official_oft(4096, 7, 8) if sizes.head == "l1" else {})
     given = {name: torch.empty(shape, device="meta") for name, shape in table.items()}
     named = {name: tuple(tensor.shape) for name, tensor in formats.renamed(given, TIMM_IDS).items()}
-    model = net.empty(sizes, torch.bfloat16)
+    model = on_meta(sizes)
     assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == named
     for prefix, official in zip(("featurizer.", "fused_featurizer."), sizes.towers, strict=True):
         under = {n.partition(prefix)[2]: t for n, t in given.items() if n.startswith(f"vision_backbone.{prefix}")}
@@ -591,7 +598,8 @@ def test_the_official_table_has_as_many_numbers_as_the_published_checkpoint():
 
 
 def test_a_model_made_for_loading_has_float32_rotations_and_nothing_but_parameters_left_out():
-    model = net.empty(SMALL, torch.bfloat16)
+    model = on_meta(SMALL)
+    model.leave_meta()
     buffers = dict(model.named_buffers())
     assert not any(buffer.is_meta for buffer in buffers.values())
     assert buffers["frequencies"].dtype == torch.float32

@@ -632,7 +632,7 @@ def test_a_damaged_directory_of_ours_is_named_in_a_sentence(tmp_path):
     with pytest.raises(UsageError, match="no camera 'robot0_eye_in_hand'"):
         Pi0(suite(cameras=CAMERAS[:1]), str(tmp_path / "ours"))
     write_json(tmp_path / "ours/config.json", {**config, "sizes": {"wings": 2}})
-    with pytest.raises(UsageError, match="not a complete checkpoint"):
+    with pytest.raises(UsageError, match="ours cannot be read as a checkpoint of π0"):
         Pi0(suite(), str(tmp_path / "ours"))
     write_json(tmp_path / "ours/config.json", config)
     (tmp_path / "ours/tokenizer.json").unlink()

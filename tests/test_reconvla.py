@@ -20,7 +20,7 @@ from vla_bench.policies.augmentation import kept
 from vla_bench.policies.reconvla import ReconVLA
 from vla_bench.policies.reconvla_formats import CALVIN_MEAN, CALVIN_STD, calvin_state
 from vla_bench.policies.reconvla_pictures import Stack
-from vla_bench.policies.reconvla_prompt import SYSTEM, PromptWriter, Wording, base_vocabulary, qwen_tokenizer
+from vla_bench.policies.reconvla_prompt import SYSTEM, PromptWriter, Wording, qwen_tokenizer
 from vla_bench.policies.tokens import ActionBins
 
 from vla_bench.errors import UsageError
@@ -109,7 +109,7 @@ def test_tokenizer_of_vocabulary_and_merges_is_transformers_qwen2(tmp_path):
 
     write_tokenizer(tmp_path)
     ours, theirs = qwen_tokenizer(tmp_path), Qwen2Tokenizer.from_pretrained(tmp_path)
-    assert base_vocabulary(ours) == 512
+    assert ours.base_size == 512
     assert ours.id_of("<|im_end|>") == 514
     for text in (*INSTRUCTIONS, SYSTEM, "don't  stop\n\n at 12 Å\u0344ː ", "\nA\n\u0341\u02d0 ASSISTANT:"):
         assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
@@ -442,7 +442,7 @@ DAMAGES = {
     "adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "holds an adapter"),
     "no tower size": (lambda f: edit_config(f, mm_vision_tower="clip-large"), "expected a SigLIP"),
     "no tokenizer": (lambda f: drop(f, "merges.txt"), "expected tokenizer.json, or vocab.json and merges.txt"),
-    "damaged tokenizer": (lambda f: (f / "tokenizer.json").write_text('{"model": 3}'), "damaged tokenizer"),
+    "damaged tokenizer": (lambda f: (f / "tokenizer.json").write_text('{"model": 3}'), "cannot be read as a tokenizer"),
     "unknown weights": (
         lambda f: edit_shard(f, lambda t: t.update({"model.adapter.weight": torch.zeros(2)})),
         "not expected",
@@ -520,9 +520,9 @@ def test_reconstructing_without_a_head_says_how_to_get_one(released):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"sizes": {}}, "does not describe a ReconVLA"),
+        ({"sizes": {}}, "own cannot be read as a checkpoint of ReconVLA"),
         ({"policy": "pi0"}, "not of 'reconvla'"),
-        ({"facts": {"stack": 3}}, "does not describe a ReconVLA"),
+        ({"facts": {"stack": 3}}, "own cannot be read as a checkpoint of ReconVLA"),
     ],
 )
 def test_our_own_directory_that_says_something_else_is_refused(tmp_path, tiny, change, said):

@@ -14,7 +14,7 @@ pytest.importorskip("transformers", reason="ReconVLA's vision tower is transform
 from reconvla_cases import SMALL, random_model
 from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 from vla_bench.policies.reconvla_denoiser import REPEATS, STEPS, DenoiserSizes, Diffusion, ReconDenoiser, positions
-from vla_bench.policies.reconvla_model import Prompt, ReconModel, ReconSizes, empty
+from vla_bench.policies.reconvla_model import Prompt, ReconModel, ReconSizes
 
 PROMPTS = (Prompt([5, 6, 7], [8, 9]), Prompt([11], [12, 13, 14, 15]), Prompt([21, 22, 23, 24], [25]))
 COUNT = 35
@@ -395,8 +395,13 @@ def released_table():
     return table
 
 
+def on_meta(sizes):
+    with torch.device("meta"):
+        return ReconModel(sizes).to(torch.bfloat16)
+
+
 def test_every_name_and_shape_at_full_size_is_the_released_one():
-    model = empty(ReconSizes(), torch.bfloat16)
+    model = on_meta(ReconSizes())
     shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     autoencoder = {name: shape for name, shape in shapes.items() if name.startswith("model.pixel_decoder.")}
     assert {name: shape for name, shape in shapes.items() if name not in autoencoder} == released_table()
@@ -405,7 +410,7 @@ def test_every_name_and_shape_at_full_size_is_the_released_one():
 
 
 def test_full_size_has_as_many_parameters_as_its_parts():
-    model = empty(ReconSizes(), torch.bfloat16)
+    model = on_meta(ReconSizes())
     count = sum(weight.numel() for name, weight in model.named_parameters() if name.startswith(("model.layers", "lm_")))
     count += model.model.embed_tokens.weight.numel() + 3584
     assert count == 7_615_616_512  # Qwen2-7B's
