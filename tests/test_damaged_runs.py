@@ -204,6 +204,19 @@ def test_what_readers_do_not_need_may_be_anything(tmp_path: Path) -> None:
     assert len(load_run(run).episodes) == 3
 
 
+def test_rows_that_name_no_instructions_are_read_beside_chains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report, "_draw", no_figures)
+    for name, longest in (("good", 1), ("bad", 7)):
+        run = whole_run(tmp_path / name, ("lift", "chain"), (True, False))
+        edited(run / "episodes.jsonl", subgoals_done=longest)
+        assert main(["check", name, "--baseline", f"{name}.jsonl", "--update"]) == 0
+    for command, codes in READERS.values():
+        assert complaints(command, codes - {64}, capsys) == []
+
+
 def test_a_report_names_the_run_that_it_leaves_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -90,15 +90,20 @@ def lengths(episodes: pd.DataFrame) -> Lengths:
 
 
 def links_of(episodes: pd.DataFrame) -> int:
-    """Instructions per chain: those of the longest."""
-    return max((len(names) for names in episodes["subgoals"]), default=0)
+    """Instructions per chain: those of the longest, or as many as were done where a row does not name all; 0 where none
+    names any."""
+    named = max(map(len, episodes["subgoals"]), default=0)
+    return max(named, int(episodes["subgoals_done"].max())) if named else 0
 
 
-def chain_summary(episodes: pd.DataFrame) -> ChainSummary | None:
-    """The summary of a table of episodes (columns as in episodes.jsonl); None when they are no chains."""
+def chain_summary(episodes: pd.DataFrame, beside: int = 0) -> ChainSummary | None:
+    """The summary of a table of episodes (columns as in episodes.jsonl); None when they are no chains.
+
+    Its `links` are at least `beside`, those of what it is printed beside.
+    """
     if not are_chains(episodes):
         return None
-    links, done = links_of(episodes), lengths(episodes)
+    links, done = max(links_of(episodes), beside), lengths(episodes)
     n, broken = len(done), len(episodes) - len(done)
     low, high = mean_interval(done, (0, links))
     several = len(done) >= LEAST_FOR_BOOTSTRAP

@@ -857,7 +857,7 @@ def _score(judged: Sequence[EpisodeResult]) -> str:
     links = max(len(row.subgoals) for row in judged)
     if links > 1:
         done = [row.subgoals_done for row in judged]
-        low, high = mean_interval(done, (0, links))
+        low, high = mean_interval(done, (0, max(links, *done)))  # not all rows may name their instructions
         return f"average length {sum(done) / len(done):.2f} of {links} [{low:.2f}, {high:.2f}]"
     solved = sum(bool(row.success) for row in judged)
     low, high = wilson(solved, len(judged))

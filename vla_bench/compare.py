@@ -189,7 +189,8 @@ def compare_rows(
     objections = (*objections, *_pairing_objections(pairing, a, b), *strict)
     refused = bool(objections) and not (force and len(rows))
     overall = None if refused or rows.empty else _paired_row("overall", rows, alpha)
-    chains = None if overall is None or not are_chains(a) else compare_pairs(*_lengths(rows), links_of(a), 1 - alpha)
+    links = max(links_of(a), links_of(b)) if overall is not None and are_chains(a) else 0
+    chains = compare_pairs(*_lengths(rows), links, 1 - alpha) if links else None
     tasks = () if overall is None else _at_least_rows(rows, chains.links, alpha) if chains else _task_rows(rows, alpha)
     latency, grounding = None, tuple[GroundingDifference, ...]()
     if overall is not None and calls_a is not None and calls_b is not None:

@@ -170,7 +170,8 @@ def leaderboard_of(found: Found, strict_renderer: bool = False) -> Leaderboard:
 
 def board_of(section: Section) -> Board:
     """Standings, best first, and every pairwise comparison."""
-    standings = sorted((_standing(entrant, section.control_hz) for entrant in section.entrants), key=_best_first)
+    links = max((links_of(entrant.episodes) for entrant in section.entrants), default=0)
+    standings = sorted((_standing(entrant, section.control_hz, links) for entrant in section.entrants), key=_best_first)
     judged = [standing.label for standing in standings if standing.episodes]
     comparisons = _compare_all(section, judged)
     lettered = dict(zip(judged, _letters(judged, comparisons), strict=True))
@@ -199,7 +200,7 @@ def board_of(section: Section) -> Board:
 # --- standings ---
 
 
-def _standing(entrant: Entrant, control_hz: float) -> Standing:
+def _standing(entrant: Entrant, control_hz: float, links: int) -> Standing:
     judged = entrant.episodes[entrant.episodes["success"].notna()]
     n, successes = len(judged), int(judged["success"].sum())
     broken = len(entrant.episodes) - n
@@ -223,7 +224,7 @@ def _standing(entrant: Entrant, control_hz: float) -> Standing:
         attainable_hz=latency.attainable_hz,
         date=max(run.started for run in entrant.runs).date().isoformat(),
         runs=tuple(str(run.path) for run in entrant.runs),
-        chains=chain_summary(entrant.episodes),
+        chains=chain_summary(entrant.episodes, links),
     )
 
 

@@ -366,6 +366,8 @@ def _capital(text: str) -> str:
 def _gate_row(task: str, rows: pd.DataFrame, missing: pd.DataFrame, alpha: float) -> GateRow:
     """Everything but the verdict. In `rows`, A is the run and B the baseline."""
     links = max(map(len, [*rows["subgoals_b"], *missing["subgoals"]]), default=0)
+    if links:  # where a row does not name all
+        links = max(links, *rows["subgoals_done_a"], *rows["subgoals_done_b"], *missing["subgoals_done"])
     change = _change_of_lengths(rows, missing, links, alpha) if links else _change_of_rates(rows, missing, alpha)
     means = [float(rows[f"subgoals_done_{side}"].mean()) if links and len(rows) else None for side in "ba"]
     return GateRow(

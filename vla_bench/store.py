@@ -534,8 +534,8 @@ def refuse_impossible(names: Sequence[str], counts: Sequence[int] = (), numbers:
 
 
 def refuse_long_chain(done: int, subgoals: Sequence[str]) -> None:
-    """Raises Misfit for more subgoals than an episode has, or than an episode can have."""
-    if done > max(1, len(subgoals)) or len(subgoals) > MOST_SUBGOALS:
+    """Raises Misfit for more subgoals than an episode has, or can have; rows of older chains do not name theirs."""
+    if done > (len(subgoals) or MOST_SUBGOALS) or len(subgoals) > MOST_SUBGOALS:
         raise Misfit(f"{done} of {len(subgoals)} subgoals were done")
 
 
