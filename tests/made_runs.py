@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from vla_bench.integrity import protocol_hash
 from vla_bench.renderers import Drawn
 from vla_bench.store import RunInfo, RunStore
 from vla_bench.types import EpisodeResult, Inference
@@ -14,7 +16,7 @@ INFO = RunInfo(
     identity={"policy": "pi0", "checkpoint": None, "policy_args": [], "suite": "toy", "seed": 0},
     plan={"workers": "1", "batch_size": 8},
     protocol={"suite": "toy", "chunking": {"name": "RecedingHorizon", "execute": None}},
-    protocol_hash="0123456789ab",
+    protocol_hash="3fdcd6ce3cdf",
     provenance={"machine": {"cpu": "abacus", "cores": 2}},
     control_hz=10.0,
 )
@@ -69,9 +71,23 @@ def call(task: str, trial: int, seed: int, latency_ms: float) -> Inference:
     return Inference(task, trial, seed, 0, latency_ms * (1 + trial / 1000), 0.0, 1, 7, False, {})
 
 
+def as_before(run: Path) -> Path:
+    """That run as a vla-bench wrote it that had no checksums: what tests change in it then is not noticed."""
+    info = json.loads((run / "run.json").read_text())
+    kept = {name: value for name, value in info.items() if name not in ("checksum", "checksums", "status")}
+    (run / "run.json").write_text(json.dumps({**kept, "schema": 2}))
+    for file in (run / "episodes.jsonl", run / "inferences.partial.jsonl"):
+        if file.exists():
+            rows = map(json.loads, file.read_text().splitlines())
+            bare = ({name: row[name] for name in row if name not in ("after", "checksum")} for row in rows)
+            file.write_text("".join(json.dumps(row) + "\n" for row in bare))
+    return run
+
+
 def other_protocol(execute: int = 4) -> RunInfo:
-    return replace(
-        INFO,
-        protocol={**INFO.protocol, "chunking": {"name": "RecedingHorizon", "execute": execute}},
-        protocol_hash="ba",
-    )
+    return of_protocol({**INFO.protocol, "chunking": {"name": "RecedingHorizon", "execute": execute}})
+
+
+def of_protocol(protocol: dict[str, object], info: RunInfo = INFO) -> RunInfo:
+    """The same with that protocol, and its hash."""
+    return replace(info, protocol=protocol, protocol_hash=protocol_hash(protocol))

@@ -47,7 +47,7 @@ def test_a_row_keeps_the_names_of_its_chain_and_old_rows_have_none(tmp_path):
     run = chain_run(tmp_path / "run", [2, None])
     first, second = read_episodes(run)
     assert (first.subgoals, first.subgoals_done, second.subgoals) == (CHAIN, 2, ())
-    lines = [json.loads(line) for line in (run / "episodes.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (made_runs.as_before(run) / "episodes.jsonl").read_text().splitlines()]
     for line in lines:
         del line["subgoals"]
     (run / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

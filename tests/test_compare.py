@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from made_runs import INFO, made_run, other_protocol
+from made_runs import INFO, as_before, made_run, other_protocol
 
 from vla_bench.cli import main
 from vla_bench.compare import Comparison, compare, compare_rows, exit_code, render_markdown, render_text, to_json
@@ -264,7 +264,7 @@ def test_compare_speaks_json(runs: Path, capsys: pytest.CaptureFixture[str]) -> 
     ],
 )
 def test_a_mistake_is_one_sentence(runs: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = (made_run(Path("torn"), {"lift": "111"}) / "episodes.jsonl").read_text().splitlines()
+    lines = (as_before(made_run(Path("torn"), {"lift": "111"})) / "episodes.jsonl").read_text().splitlines()
     (runs / "torn" / "episodes.jsonl").write_text("\n".join([lines[0], lines[1][:50], lines[2], ""]))
     assert main(["compare", *words]) == 64
     printed = capsys.readouterr()

@@ -18,13 +18,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from fuzz import Exceeded, bounded, damage_file, fresh_copy, png_bomb, replace_file
-from made_runs import INFO, call, episode, made_run
+from made_runs import INFO, as_before, call, episode, made_run
 from PIL import Image
 
 from vla_bench import report
 from vla_bench.baseline import read_baseline
 from vla_bench.cli import main
 from vla_bench.errors import UsageError
+from vla_bench.integrity import protocol_hash
 from vla_bench.sections import find_runs, load_run
 from vla_bench.store import RunStore, read_actions, read_info, record_actions
 from vla_bench.types import EpisodeResult, Grounding, Inference
@@ -186,7 +187,7 @@ def test_a_damaged_run_is_a_sentence_beside_the_others(
     damage, said = CASES[case]
     for name in ("good", "bad"):
         made_run(tmp_path / name, {"lift": "110"}, latency_ms=5.0)
-    damage(tmp_path / "bad")
+    damage(as_before(tmp_path / "bad"))
     with bounded(SECONDS, MEGABYTES):
         (run,), (why,) = find_runs(tmp_path)
     assert run.path.name == "good"
@@ -197,8 +198,9 @@ def test_a_damaged_run_is_a_sentence_beside_the_others(
 
 
 def test_what_readers_do_not_need_may_be_anything(tmp_path: Path) -> None:
-    run = made_run(tmp_path / "run", {"lift": "110"}, latency_ms=5.0)
-    edited(run / "run.json", protocol={"tasks": [1, [], [["x"]], "lift", ["lift", 2]], "simulator": 5})
+    run = as_before(made_run(tmp_path / "run", {"lift": "110"}, latency_ms=5.0))
+    protocol = {"tasks": [1, [], [["x"]], "lift", ["lift", 2]], "simulator": 5}
+    edited(run / "run.json", protocol=protocol, protocol_hash=protocol_hash(protocol))
     edited(run / "episodes.jsonl", message="\ud800" * 10_000, scene_fingerprint="")
     replace_file(run / ".lock", "pipe")
     assert len(load_run(run).episodes) == 3
@@ -293,7 +295,7 @@ def test_a_strip_that_is_no_picture_of_the_run_is_left_out_and_named(
 def test_a_film_that_is_none_of_the_run_is_not_linked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, video: str, said: str
 ) -> None:
-    other, run = made_run(tmp_path / "other", {"lift": "0"}), made_run(tmp_path / "run", {"lift": "0"})
+    other, run = made_run(tmp_path / "other", {"lift": "0"}), as_before(made_run(tmp_path / "run", {"lift": "0"}))
     _film(other, episode("lift", 0, False))
     _film(run, episode("lift", 0, False))
     edited(run / "episodes.jsonl", video=video)
@@ -336,7 +338,8 @@ WEIGHTS = {"run.json": 6, "episodes.jsonl": 6, "inferences.parquet": 3, "inferen
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two folders with the runs `good` and `bad` and a baseline of each; in `broken`, `bad` has broken episodes."""
+    """Two folders with the runs `good` and `bad` and a baseline of each; in `broken`, `bad` has broken episodes, and no
+    checksums, so that damage gets as far as the values."""
     folder = tmp_path_factory.mktemp("sound")
     for name in ("judged", "broken"):
         good = whole_run(folder / name / "good", ("lift",), (True, False))
@@ -344,7 +347,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for run in (good, bad):
             assert main(["check", str(run), "--baseline", f"{run}.jsonl", "--update"]) == 0
     shutil.rmtree(bad)
-    whole_run(bad, ("lift", "chain"), (True, False, None))
+    as_before(whole_run(bad, ("lift", "chain"), (True, False, None)))
     return folder
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import fakes
 import pytest
-from made_runs import episode
+from made_runs import as_before, episode
 from marks import slow
 
 from vla_bench import duel as module
@@ -311,7 +311,7 @@ def test_an_interrupted_duel_and_one_of_before_are_not_called_decided(
     duel(config(tmp_path))
     assert compare(tmp_path / "a", tmp_path / "b").notes[-1].endswith("was broken off undecided after 1 of 20 pairs.")
     for side in "ab":
-        file = tmp_path / side / "run.json"
+        file = as_before(tmp_path / side) / "run.json"
         told = json.loads(file.read_text())
         del told["provenance"]["duel"]
         file.write_text(json.dumps(told))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_runs import as_before
 
 from vla_bench import doctor, screen
 from vla_bench.chunking import AdaptiveEnsemble, TemporalEnsemble
@@ -482,7 +483,7 @@ def test_a_run_is_not_resumed_with_other_code(file: str, key: str, mine: Path) -
 def test_a_run_from_before_code_was_told_is_resumed(mine: Path) -> None:
     config = RunConfig("mine:Mine", "world:suite", episodes=1, out="r")
     run(config)
-    info = json.loads((mine / "r" / "run.json").read_text(encoding="utf-8"))
+    info = json.loads((as_before(mine / "r") / "run.json").read_text(encoding="utf-8"))
     for key in ("imports", "content"):
         del info["identity"][key]
     del info["protocol"]["code"]
@@ -501,7 +502,7 @@ def test_a_run_from_before_the_code_of_plug_ins_was_recorded_is_resumed(
     monkeypatch.syspath_prepend(str(mine))
     config = RunConfig("walker", "world:suite", episodes=1, out="r")
     run(config)
-    info = json.loads((mine / "r" / "run.json").read_text(encoding="utf-8"))
+    info = json.loads((as_before(mine / "r") / "run.json").read_text(encoding="utf-8"))
     assert info["identity"]["code"]
     del info["identity"]["imports"]
     info["identity"]["code"] = ""

@@ -10,7 +10,7 @@ from pathlib import Path
 import fakes
 import numpy as np
 import pytest
-from made_runs import INFO, call, episode
+from made_runs import INFO, as_before, call, episode
 from marks import slow
 from scipy import stats
 
@@ -279,12 +279,14 @@ def test_without_attention_nothing_is_asked_stored_or_said(tmp_path: Path, monke
 
 
 def test_inferences_of_runs_from_before_read_on(tmp_path: Path) -> None:
+    killed = RunStore.open(tmp_path, INFO)
+    killed.append(episode("lift", 0, True), [call("lift", 0, 0, 5.0)])
+    killed._lock.release()
+    spool = as_before(tmp_path) / "inferences.partial.jsonl"
+    line = json.loads(spool.read_text())
+    del line["inferences"][0]["grounding"]
+    spool.write_text(json.dumps(line) + "\n")
     with RunStore.open(tmp_path, INFO) as store:
-        store.append(episode("lift", 0, True), [call("lift", 0, 0, 5.0)])
-        spool = tmp_path / "inferences.partial.jsonl"
-        line = json.loads(spool.read_text())
-        del line["inferences"][0]["grounding"]
-        spool.write_text(json.dumps(line) + "\n")
         store.append(episode("lift", 1, True), [grounded("lift", 1, 0, (0.2, 0.1, True))])
     found = read_inferences(tmp_path)
     assert found["grounding_share"].tolist() == pytest.approx([np.nan, 0.2], nan_ok=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from made_runs import INFO, call, episode
+from made_runs import INFO, call, episode, of_protocol
 from markdown_it import MarkdownIt
 from test_report import Tags, embedded
 from test_text import is_command
@@ -63,12 +63,11 @@ def evil_run(folder: Path, policy: str, verdicts: dict[int, bool | None], protoc
     identity = {"policy": policy, "checkpoint": EVIL, "policy_args": [f"arg={EVIL}"], "suite": EVIL}
     provenance = {"command": EVIL, "machine": {"cpu": EVIL, "cores": policy}, "started": "2026-01-01T00:00:00+00:00"}
     duel = {"policies": [EVIL, EVIL], "verdict": EVIL, "pairs": 3, "planned": 9}
+    tasks = [[task, EVIL, 9, 9] for task in TASKS]
     info = replace(
-        INFO,
+        of_protocol({**INFO.protocol, EVIL: protocol, "tasks": tasks}),
         identity={**INFO.identity, **identity},
         plan={**INFO.plan, "stopped_by": "duel"},
-        protocol={**INFO.protocol, EVIL: protocol, "tasks": [[task, EVIL, 9, 9] for task in TASKS]},
-        protocol_hash=f"`{EVIL}{protocol}",
         provenance={**provenance, "duel": duel},
     )
     with RunStore.open(folder, info) as store:

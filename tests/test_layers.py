@@ -33,6 +33,8 @@ LAYERS = (
         "shipped",
         "chunking",
         "store",
+        "integrity",
+        "status",
         "provenance",
         "source",
         "stats",

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_runs import INFO, episode, made_run, other_protocol
+from made_runs import INFO, as_before, episode, made_run, of_protocol, other_protocol
 
 from vla_bench import leaderboard, published
 from vla_bench.cli import main
@@ -166,8 +166,8 @@ def test_protocols_get_tables_of_their_own_that_say_what_differs(tmp_path: Path)
     run_of(tmp_path / "b", "beta", {"lift": "0000"}, info=other_protocol(execute=4))
     boards = boards_of(tmp_path)
     assert [[standing.label for standing in board.standings] for board in boards] == [["alpha"], ["beta"]]
-    assert [board.protocol_hash for board in boards] == ["0123456789ab", "ba"]
-    assert boards[0].notes == ("Not comparable with protocol ba: chunking.execute is null here, 4 there.",)
+    assert [board.protocol_hash for board in boards] == ["3fdcd6ce3cdf", "5bbc791a8d9b"]
+    assert boards[0].notes == ("Not comparable with protocol 5bbc791a8d9b: chunking.execute is null here, 4 there.",)
     assert all(board.comparisons == () for board in boards)
 
 
@@ -272,7 +272,7 @@ def test_a_run_given_twice_through_a_link_is_not_counted_twice_in_a_report(tmp_p
 
 
 def corrupt(run: Path) -> Path:
-    lines = (run / "episodes.jsonl").read_bytes().splitlines(keepends=True)
+    lines = (as_before(run) / "episodes.jsonl").read_bytes().splitlines(keepends=True)
     lines[1] = lines[1][:20] + b"\n"
     (run / "episodes.jsonl").write_bytes(b"".join(lines))
     return run
@@ -320,7 +320,7 @@ def test_the_command_prints_and_writes_text_markdown_and_json(
     run_of(tmp_path / "results" / "a", "alpha", {"lift": "1110"})
     results = str(tmp_path / "results")
     assert main(["leaderboard", results]) == 0
-    assert "=== toy, protocol 0123456789ab ===" in capsys.readouterr().out
+    assert "=== toy, protocol 3fdcd6ce3cdf ===" in capsys.readouterr().out
     assert main(["leaderboard", "--json", results]) == 0
     plain = json.loads(capsys.readouterr().out)
     assert plain["sections"][0]["standings"][0]["interval"] == wilson(3, 4)._asdict()
@@ -416,7 +416,7 @@ def test_protocols_that_differ_only_far_inside_a_long_list_still_differ() -> Non
 
 
 def test_sections_know_the_suites_order_of_tasks(tmp_path: Path) -> None:
-    info = replace(INFO, protocol={"tasks": [["stack", "do", 9, 9], ["lift", "do", 9, 9]]})
+    info = of_protocol({"tasks": [["stack", "do", 9, 9], ["lift", "do", 9, 9]]})
     run_of(tmp_path / "a", "alpha", {"lift": "1", "other": "1", "stack": "1"}, info=info)
     (section,) = sections_of(find_runs(tmp_path).runs)
     assert section.tasks == ["stack", "lift", "other"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import fakes
 import numpy as np
 import pytest
-from made_runs import INFO, made_run
+from made_runs import INFO, as_before, made_run
 from marks import slow
 
 from vla_bench import gl, runner
@@ -187,7 +187,7 @@ OLD_PROTOCOL = {**INFO.protocol, "simulator": {"mujoco": "3.2.3", "renderer": "o
 
 def aged(run_: Path, renderer: str = "osmesa llvmpipe") -> Path:
     """That run as it was written before rows told their renderer: it is in the protocol, and in its hash."""
-    found = json.loads((run_ / "run.json").read_text())
+    found = json.loads((as_before(run_) / "run.json").read_text())
     found["protocol"].setdefault("simulator", {})["renderer"] = renderer
     found |= {"schema": 1, "protocol_hash": digest(found["protocol"])[:12]}
     (run_ / "run.json").write_text(json.dumps(found))
@@ -278,7 +278,7 @@ def _made(path: Path, drawn: Drawn, outcomes: str = "1101", policy: str = "pi0",
 
 def resumed(run_: Path, drawn: Drawn) -> Path:
     """That run, its last episode rendered by another renderer."""
-    *lines, last = (run_ / "episodes.jsonl").read_text().splitlines()
+    *lines, last = (as_before(run_) / "episodes.jsonl").read_text().splitlines()
     other = json.loads(last) | drawn._asdict()
     (run_ / "episodes.jsonl").write_text("\n".join([*lines, json.dumps(other)]) + "\n")
     return run_
@@ -450,7 +450,7 @@ def test_a_duel_whose_sides_were_painted_apart_says_so(tmp_path: Path, machine, 
     arguments += ["--out", tmp_path, "--episodes", 3]
     machine(EGL)
     assert "†" not in said(*arguments)[1]
-    rows = (tmp_path / "b" / "episodes.jsonl").read_text()
+    rows = (as_before(tmp_path / "b") / "episodes.jsonl").read_text()
     (tmp_path / "b" / "episodes.jsonl").write_text(
         "".join(json.dumps(json.loads(line) | H200._asdict()) + "\n" for line in rows.splitlines())
     )

@@ -367,7 +367,7 @@ def test_update_says_what_it_replaces(runs: Path, capsys: pytest.CaptureFixture[
     capsys.readouterr()
     assert main(["check", "bad", "--baseline", "base.jsonl", "--update"]) == 0
     said = capsys.readouterr().out
-    assert "The baseline base.jsonl is now pi0: 0 of 10 on toy, protocol 0123456789ab." in said
+    assert "The baseline base.jsonl is now pi0: 0 of 10 on toy, protocol 3fdcd6ce3cdf." in said
     assert "It was pi0: 10 of 10 on toy" in said
     assert main(["check", "bad", "--baseline", "base.jsonl"]) == 0
     (runs / "base.jsonl").write_text("no baseline\n")

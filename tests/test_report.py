@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from browser import Browser, find_chromium
-from made_runs import INFO, call, episode, made_run, other_protocol
+from made_runs import INFO, as_before, call, episode, made_run, of_protocol, other_protocol
 from PIL import Image
 
 from vla_bench import plots, report
@@ -161,7 +161,7 @@ def test_protocols_have_sections_and_tables_of_their_own(tmp_path: Path) -> None
     assert "gamma" not in first["strings"]
     assert second["strings"][0] == "gamma"
     assert page.count("<section ") == 2
-    assert "Not comparable with protocol ba: chunking.execute is null here, 4 there." in page
+    assert "Not comparable with protocol 5bbc791a8d9b: chunking.execute is null here, 4 there." in page
     markdown = (tmp_path / "out" / "report.md").read_text()
     assert "gamma" not in markdown.split("## toy, protocol `ba`")[0].split("## toy")[1]
 
@@ -194,7 +194,8 @@ def test_one_none_all_and_only_broken_episodes_make_a_page(tmp_path: Path, verdi
 
 
 def evil_run(folder: Path) -> Path:
-    info = replace(of_policy(EVIL), protocol={EVIL: EVIL}, provenance={"command": EVIL, "machine": {"cpu": EVIL}})
+    provenance = {"command": EVIL, "machine": {"cpu": EVIL}}
+    info = replace(of_protocol({EVIL: EVIL}, of_policy(EVIL)), provenance=provenance)
     with RunStore.open(folder, info) as store:
         for trial, success in enumerate((True, False, None)):
             row = episode(EVIL, trial, success)
@@ -298,7 +299,7 @@ def test_what_cannot_be_reported_is_one_sentence_and_exit_64(
     elif kind != "nothing there":
         made_run(run, {"lift": "101"})
     if kind == "corrupt line":
-        lines = (run / "episodes.jsonl").read_bytes().splitlines(keepends=True)
+        lines = (as_before(run) / "episodes.jsonl").read_bytes().splitlines(keepends=True)
         (run / "episodes.jsonl").write_bytes(lines[0] + b'{"suite": \n' + lines[2])
     if kind == "out":
         out.write_text("a file")
@@ -392,7 +393,7 @@ def big_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("big")
     source = two_runs(folder / "small")
     for number, run in enumerate(source):
-        row = json.loads((run / "episodes.jsonl").read_text().splitlines()[0])
+        row = json.loads((as_before(run) / "episodes.jsonl").read_text().splitlines()[0])
         rows = [
             row | {"task": f"put_object_{task:02}_{'and_turn_it_around_' * 4}", "trial": trial}
             | {"success": (task * trial) % 7 > 2 * number, "steps": 7 + trial}

@@ -191,7 +191,7 @@ def test_the_cause_is_the_first_error_in_one_short_line_with_how_many_it_hit() -
 
 def test_the_text_says_all_there_is_to_say(tmp_path: Path) -> None:
     text = render_text(summary(tmp_path))
-    assert "zero on tiny, protocol abc" in text
+    assert "zero on tiny, protocol 363dd9d83ba7" in text
     assert "stack   |     17/20 |  85.0 % |  64.0 – 94.8 % |       19.5 |      1\n" in text
     assert "overall |     18/21 |  85.7 %" in text
     assert "2 broken, so without a verdict: the rate is 78.3 % if all of them fail, 87.0 % if all succeed." in text
@@ -220,7 +220,7 @@ def test_nothing_is_said_about_what_did_not_happen(tmp_path: Path) -> None:
 def test_a_run_without_episodes_and_inferences_reads_as_sentences() -> None:
     text = render_text(summary_of(INFO, episodes_of([]), timed([])))
     assert text.splitlines() == [
-        "zero on tiny, protocol abc",
+        "zero on tiny, protocol 363dd9d83ba7",
         "",
         "No episode has finished yet.",
         "",

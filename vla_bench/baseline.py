@@ -24,7 +24,7 @@ from vla_bench.store import (
     refuse_impossible,
     refuse_long_chain,
 )
-from vla_bench.tables import latency, load
+from vla_bench.tables import incomplete_note, latency, load, status_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,6 +101,8 @@ def make_baseline(run: str | Path) -> Baseline:
         raise UsageError(
             f"{run} has {counted(broken, 'episode')} without a verdict, so it is no baseline: run its command again."
         )
+    if unfinished := incomplete_note(run, status_of(info, episodes), str(run)):
+        raise UsageError(f"{unfinished} It is no baseline until it is complete.")
     planned = info.plan.get("planned", len(episodes))
     if isinstance(planned, int) and len(episodes) < planned:
         raise UsageError(f"{run} has {len(episodes)} of {planned} episodes, so it is no baseline: finish it first.")

@@ -29,9 +29,12 @@ def junit(gate: Gate) -> str:
 
 
 def github_annotations(gate: Gate) -> list[str]:
-    """Workflow commands that GitHub shows on the commit: one for the verdict, one for every task that regressed."""
+    """Workflow commands that GitHub shows on the commit: one for the verdict, one for every task that regressed.
+
+    None for a pass, unless the run is not complete.
+    """
     if gate.verdict == "pass":
-        return []
+        return [_command("warning", "vla-bench: pass", [gate.message])] if gate.incomplete else []
     level = "warning" if gate.verdict == "undecided" else "error"
     regressed = [row for row in gate.tasks if row.verdict == "regression"]
     return [

@@ -41,7 +41,7 @@ from vla_bench.stats_many import holm
 from vla_bench.stats_paired import mcnemar, mcnemar_midp, paired_difference
 from vla_bench.stats_planning import pairs_needed
 from vla_bench.store import KEY, RunInfo, read_inferences, read_info
-from vla_bench.tables import load, marked, stopping_notes
+from vla_bench.tables import incomplete_note, load, marked, status_of, stopping_notes
 from vla_bench.text import (
     aligned,
     for_markdown,
@@ -155,8 +155,10 @@ def compare(
 ) -> Comparison:
     """The comparison of the runs in those directories. Raises UsageError."""
     info_a, info_b = read_info(run_a), read_info(run_b)
+    episodes_a, episodes_b = load(run_a), load(run_b)
     comparison = compare_rows(
-        *(with_paths(load(run), run) for run in (run_a, run_b)),
+        with_paths(episodes_a, run_a),
+        with_paths(episodes_b, run_b),
         *(read_inferences(run) for run in (run_a, run_b)),
         sides=(_side(info_a, run_a), _side(info_b, run_b)),
         alpha=alpha,
@@ -165,7 +167,12 @@ def compare(
         strict_renderer=strict_renderer,
         latency_notes=_circumstances(info_a, info_b),
     )
-    return replace(comparison, notes=(*comparison.notes, *stopping_notes([info_a, info_b])))
+    unfinished = (
+        incomplete_note(run_a, status_of(info_a, episodes_a), "A"),
+        incomplete_note(run_b, status_of(info_b, episodes_b), "B"),
+    )
+    notes = (*comparison.notes, *filter(None, unfinished), *stopping_notes([info_a, info_b]))
+    return replace(comparison, notes=notes)
 
 
 def compare_rows(

@@ -28,7 +28,7 @@ from vla_bench.pairing import counted, episode_name, policy_title
 from vla_bench.paths import TakesPaths, UserPath, home, returning
 from vla_bench.renderers import MARK, drawn, likeness
 from vla_bench.rollout import Rollout
-from vla_bench.runner import MAX_BROKEN_IN_A_ROW, Job, keep, other_pixels, play, prepare, record_seconds
+from vla_bench.runner import MAX_BROKEN_IN_A_ROW, Job, finish, keep, other_pixels, play, prepare, record_seconds
 from vla_bench.stats import Interval
 from vla_bench.stats_anytime import confidence_sequence, paired_confidence_sequence, paired_e_value
 from vla_bench.store import ERRORS, RunStore
@@ -223,7 +223,7 @@ def duel(config: DuelConfig, watch: Watch = lambda score, pairs: None) -> Duel:
 def _duel(config: DuelConfig, watch: Watch) -> Duel:
     jobs = [_prepared(run) for run in config.configs()]
     order = trial_major(jobs[0].episodes)[: config.max_episodes]
-    with _open(jobs[0]) as store_a, _open(jobs[1]) as store_b:
+    with _open(jobs[0], order) as store_a, _open(jobs[1], order) as store_b:
         board().tell(runs=[str(store_a.path), str(store_b.path)])
         board().limit_episodes(config.episode_timeout)
         corners = (_Corner(jobs[0], store_a), _Corner(jobs[1], store_b))
@@ -295,6 +295,7 @@ class _Corner:
             raise
         finally:
             self.seconds += time.perf_counter() - started
+        record_seconds(self.store, self.seconds)
         return True
 
 
@@ -375,9 +376,9 @@ class _Streams:
             stream.close()
 
 
-def _open(job: Job) -> RunStore:
+def _open(job: Job, order: Sequence[Episode]) -> RunStore:
     info = replace(job.info, plan={**job.info.plan, "stopped_by": "duel"})
-    return RunStore.open(job.config.path(), info, job.config.overwrite)
+    return RunStore.open(job.config.path(), info, job.config.overwrite, order)
 
 
 def _record_ending(fight: _Fight, policies: tuple[str, str]) -> None:
@@ -387,6 +388,7 @@ def _record_ending(fight: _Fight, policies: tuple[str, str]) -> None:
     for corner in fight.corners:
         with corner.store.noting():
             corner.store.record_provenance(duel=ending)
+            finish(corner.store, fight.interrupted, bool(fight.failure))
 
 
 def _hopeless(corner: _Corner) -> str:

@@ -157,12 +157,28 @@ def take(path: Path) -> Lock:
     return _stand_in(path, why_not)
 
 
-def _lock(descriptor: int) -> OSError | None:
+def is_held(path: Path) -> bool:
+    """Whether a process writes to that folder now, as far as that can be told from here."""
+    if (holder := _read(path / STAND_IN)) is None and (holder := _read(path / LOCK)) is None:
+        return False
+    if holder.is_here or (path / STAND_IN).exists():
+        return not holder.is_gone
+    try:
+        descriptor = os.open(path / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return _lock(descriptor, shared=True) is not None  # let go of when it is closed
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, shared: bool = False) -> OSError | None:
     """Why the kernel does not lock the file; None once it has."""
     import fcntl
 
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         return error
     return None

@@ -59,7 +59,7 @@ from vla_bench.stats_chains import exact_sign_flip, mean_interval
 from vla_bench.stats_many import holm
 from vla_bench.stats_paired import mcnemar, paired_difference
 from vla_bench.store import KEY, RunInfo, read_info
-from vla_bench.tables import load, marked, stopping_notes
+from vla_bench.tables import incomplete_note, load, marked, status_of, stopping_notes
 from vla_bench.text import (
     aligned,
     for_markdown_line,
@@ -85,6 +85,7 @@ MOST_MORE = 5000  # pairs that are foreseen; LIBERO's largest suite has 4500
 MANY = 50  # lines that a list in a text has
 WIDTH = 100
 HEADER = ("task", "baseline", "run", "change", "interval", "lost:gained", "p (Holm)", "verdict")
+_NOT_PLAYED = "What it has not played counts neither for it nor against it."
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,8 @@ class Gate:
     notes: tuple[str, ...] = ()
     undecided: Undecided = "fail"
     """What an undecided gate counts as."""
+    incomplete: str = ""
+    """A sentence when the run is not complete. The first of the reasons says it too."""
     pixels: str = ""
     """A sentence, after the mark that the table's header has, when not all pixels are known to be the same. The last of
     the reasons says it too."""
@@ -205,7 +208,10 @@ def check(
         strict_renderer=strict_renderer,
     )
     notes = (*gate.notes, *_other_machine(info, against), *stopping_notes([info]))
-    return replace(gate, run=str(run), baseline=str(baseline), notes=notes, undecided=undecided)
+    unfinished = incomplete_note(run, status_of(info, episodes), "The run")
+    reasons = (*([f"{unfinished} {_NOT_PLAYED}"] if unfinished else []), *gate.reasons)
+    named_gate = replace(gate, run=str(run), baseline=str(baseline), notes=notes, undecided=undecided)
+    return replace(named_gate, reasons=reasons, incomplete=unfinished)
 
 
 def check_rows(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import re
 import time
 import traceback
@@ -12,11 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from vla_bench.config import RunConfig, describe, digest
+from vla_bench.config import RunConfig, describe
 from vla_bench.errors import PolicyFailure, UsageError, unknown_name
 from vla_bench.foreign import contained
 from vla_bench.gl import renderer, use_backend
 from vla_bench.inference import LocalPolicy, check_compatible
+from vla_bench.integrity import protocol_hash
 from vla_bench.paths import absolute, home, returning
 from vla_bench.pixels import views_of
 from vla_bench.pool import Pool, WorkerSetup, worker_count
@@ -126,7 +128,8 @@ def protocol(suite: Suite, config: RunConfig) -> dict[str, object]:
         "chunking": describe(config.make_chunking()),
         **_code_of_suite(config.suite),
     }
-    return without_renderer(settings)[0]
+    as_stored = json.loads(json.dumps(settings, allow_nan=False))
+    return without_renderer(as_stored)[0]
 
 
 def _code_of_suite(name: str) -> dict[str, object]:
@@ -180,7 +183,7 @@ def prepare(config: RunConfig, keeper: Keeper | None = None) -> Job:
         },
         plan={**config.plan(), "planned": len(episodes)},
         protocol=settings,
-        protocol_hash=digest(settings)[:12],
+        protocol_hash=protocol_hash(settings),
         provenance={**gather(), **hidden_in(_told_by(policy))},
         control_hz=suite.control_hz,
     )
@@ -249,13 +252,14 @@ def _run(config: RunConfig, watcher: Watcher, keeper: Keeper | None) -> Outcome:
     if not config.overwrite and (rows := finished(job.config.path(), job.info, job.episodes)):
         watcher.start(path, len(job.episodes), rows, [*told, *_not_again(job, [])])
         return _outcome(job, path, rows)
-    with RunStore.open(job.config.path(), job.info, config.overwrite) as store:
+    with RunStore.open(job.config.path(), job.info, config.overwrite, job.episodes) as store:
         board().tell(runs=[str(store.path)])
         board().limit_episodes(config.episode_timeout)
         todo = [episode for episode in job.episodes if episode not in store.done()]
         notes = [*told, *store.notes, *_not_again(job, todo), *other_pixels(job, store, todo)]
         watcher.start(path, len(job.episodes), store.rows(job.episodes), notes)
         ending = _consume(play(job, todo), job.config, store, watcher)
+        finish(store, ending.interrupted, bool(ending.failure))
     return _outcome(job, path, store.rows(job.episodes), ending, store.notes)
 
 
@@ -330,6 +334,12 @@ def _consume(rollouts: Generator[Rollout], config: RunConfig, store: RunStore, w
             with store.noting():
                 store.keep_provenance()
     return _Ending()
+
+
+def finish(store: RunStore, interrupted: bool, failed: bool) -> None:
+    """Says in run.json how the session ended: with a failure too where episodes ended in an error."""
+    errored = store.info.status is not None and store.info.status.errored > 0
+    store.finish("interrupted" if interrupted else "failed" if failed or errored else "complete")
 
 
 def record_seconds(store: RunStore, seconds: float) -> None:

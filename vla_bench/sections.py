@@ -20,8 +20,9 @@ from vla_bench import store
 from vla_bench.errors import UsageError, in_a_line
 from vla_bench.renderers import LIKENESSES, Drawn, Likeness, between, likeness, pixels_sentence, within
 from vla_bench.shipped import name_of
+from vla_bench.status import Status
 from vla_bench.store import KEY, RunInfo
-from vla_bench.tables import declared_tasks, drawn_in, load, stopping_notes, utf8
+from vla_bench.tables import declared_tasks, drawn_in, incomplete_note, load, status_of, stopping_notes, utf8
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,6 +42,8 @@ class Run:
     """The columns of EpisodeResult; `success` is <NA> where there is no verdict."""
     inferences: pd.DataFrame
     """The columns of inferences.parquet."""
+    status: Status | None = None
+    """How far it has come; None where that is not known."""
 
     @property
     def started(self) -> datetime:
@@ -137,7 +140,7 @@ def load_run(path: str | Path) -> Run:
     """The run in that directory. Raises UsageError, also when it has no finished episode."""
     info, episodes, inferences = store.read_info(path), load(path), store.read_inferences(path)
     path = Path(path)
-    return Run(path.parent if path.is_file() else path, info, episodes, inferences)
+    return Run(path.parent if path.is_file() else path, info, episodes, inferences, status_of(info, episodes))
 
 
 def find_runs(results: str | Path) -> Found:
@@ -231,7 +234,7 @@ def _part(run: Run, rows: pd.DataFrame) -> Run:
     if len(rows) == len(run.episodes):
         return run
     inferences = run.inferences.merge(rows[list(KEY)], on=list(KEY))
-    return Run(run.path, run.info, rows.reset_index(drop=True), inferences)
+    return Run(run.path, run.info, rows.reset_index(drop=True), inferences, run.status)
 
 
 def _by_pixels(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -279,6 +282,7 @@ def _section(
         *(note for entrant in entrants for note in entrant.notes),
         *_unequal_episodes(entrants),
         *_several_machines(entrants),
+        *_incomplete(entrants),
         *stopping_notes(run.info for run in runs),
     )
     marked = _other_pixels(entrants) if pixels else frozenset[str]()
@@ -405,6 +409,12 @@ def _unequal_episodes(entrants: Sequence[Entrant]) -> list[str]:
         for entrant in entrants
         if len(entrant.keys) < len(union)
     ]
+
+
+def _incomplete(entrants: Sequence[Entrant]) -> list[str]:
+    """A sentence for every run that did not come to its end."""
+    runs = [(run, f"{entrant.label}: the run {run.path}") for entrant in entrants for run in entrant.runs]
+    return [note for run, who in runs if (note := incomplete_note(run.path, run.status, who))]
 
 
 def _several_machines(entrants: Sequence[Entrant]) -> list[str]:

@@ -3,7 +3,8 @@
 `append` makes an episode durable in two fsynced steps: its row and inferences go to a spool as one line, then the row
 goes to episodes.jsonl. A spooled line counts only when its row is the last one of that episode in episodes.jsonl, so a
 crash between the steps leaves an orphan that no reader sees, and the repeated episode cannot be doubled. `close` folds
-the spool into the parquet file; readers see the same table before, during and after.
+the spool into the parquet file; readers see the same table before, during and after. Whatever is read is held against
+its checksums (`integrity`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -23,14 +24,28 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 
-from vla_bench.config import digest
 from vla_bench.errors import UsageError, in_a_line, unwritable
 from vla_bench.files import append, opened, remove, temporary_of, truncate, write, write_whole
-from vla_bench.foreign import insist_on_process
+from vla_bench.foreign import insist_on_process, is_theirs
+from vla_bench.integrity import (
+    Chain,
+    Checksums,
+    at_the_end,
+    begin,
+    checksum,
+    checksum_of,
+    damages_of_info,
+    is_sound,
+    line_of,
+    protocol_hash,
+    sealed,
+    without_ends,
+)
 from vla_bench.lock import LOCK, STAND_IN, Found, Lock, take
 from vla_bench.records import LONGEST, Misfit, Newer, content_of, lines_of, open_file, parsed, typed
 from vla_bench.renderers import without_renderer
 from vla_bench.secrets import hidden, hidden_in, redacted
+from vla_bench.status import State, Status
 from vla_bench.text import for_log, for_terminal
 from vla_bench.types import Episode, EpisodeResult, Float32, Inference
 
@@ -40,7 +55,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _END = 1 << 16  # bytes; longer than a line
 
-SCHEMA = 2
+SCHEMA = 3
 RUN = "run.json"
 EPISODES = "episodes.jsonl"
 SPOOL = "inferences.partial.jsonl"
@@ -90,6 +105,9 @@ class RunInfo:
     """Versions, hardware, command, git state, `run_seconds`."""
     control_hz: float
     schema: int = SCHEMA
+    status: Status | None = None
+    """None for a run of an older vla-bench, as is the next one."""
+    checksums: Checksums | None = None
 
 
 DETAILS: Mapping[str, Any] = {
@@ -118,8 +136,10 @@ class Protocol(NamedTuple):
 class RunStore:
     """The one writer of a run directory. `notes` collects sentences for the screen."""
 
-    def __init__(self, path: Path, info: RunInfo, previous: RunInfo | None, lock: Lock) -> None:
-        self.path, self.info, self.notes = path, _continued(info, previous), list(filter(None, [lock.note]))
+    def __init__(
+        self, path: Path, info: RunInfo, previous: RunInfo | None, lock: Lock, planned: Sequence[Episode] | None = None
+    ) -> None:
+        self.path, self.notes = path, list(filter(None, [lock.note]))
         self.previous = previous
         """What run.json said before a resume."""
         self._lock = lock
@@ -127,14 +147,21 @@ class RunStore:
         if _mend(path / EPISODES):
             self.notes.append(f"{path / EPISODES} ended in half a line, now cut off: that episode runs again.")
         _mend(path / SPOOL)
-        self._results = _results(path, self.info)
+        self._results = _results(path, previous) if previous else {}
         self._sizes = {name: _size(path / name) for name in (EPISODES, SPOOL)}
         """Of what only this process appends to."""
+        self._planned = None if planned is None else frozenset(planned)
+        continued = replace(_continued(info, previous), checksums=self._checksums_now(info))
+        self.info = replace(continued, status=self._status_now())
         self._write_info()
 
     @classmethod
-    def open(cls, path: str | Path, info: RunInfo, overwrite: bool = False) -> RunStore:
+    def open(
+        cls, path: str | Path, info: RunInfo, overwrite: bool = False, planned: Sequence[Episode] | None = None
+    ) -> RunStore:
         """The run at `path`, begun or resumed. `overwrite` first deletes what an earlier run left, and nothing else.
+
+        `planned` are the episodes that make it complete; run.json then says how many of them are done, and how it ends.
 
         Raises UsageError when the directory is not a run, holds another run, or another process is writing to it.
         """
@@ -143,7 +170,7 @@ class RunStore:
             _refuse_foreign(path)
             lock = take(path)
             try:
-                return cls(path, info, _previous(path, info, overwrite), lock)
+                return cls(path, info, _previous(path, info, overwrite), lock, planned)
             except BaseException:
                 lock.release()
                 raise
@@ -156,12 +183,17 @@ class RunStore:
         if any((call.task, call.trial, call.seed) != (result.task, result.trial, result.seed) for call in inferences):
             raise ValueError(f"Inferences of another episode came with {result.episode}.")
         result = replace(result, error=hidden(result.error), message=hidden(result.message))
-        row = asdict(result)
+        row, told, status = asdict(result), self._told(), self.info.status
         spooled = {"row": row, "inferences": [hidden_in(asdict(call)) for call in inferences]}
+        line = line_of(row, told)
         if result.success is not None:
-            self._append_line(SPOOL, spooled)
-        self._append_line(EPISODES, row)
+            self._append_line(SPOOL, line_of(spooled, told).text)
+        self._append_line(EPISODES, line.text)
+        if status and self._planned and result.episode in self._planned:
+            status = status.counting(result, self._results.get(result.episode))
         self._results[result.episode] = result
+        told = replace(told, rows=told.rows + 1, last=line.checksum)
+        self.info = replace(self.info, checksums=told, status=status)
         self.insist_in_place()
 
     def done(self) -> set[Episode]:
@@ -209,6 +241,11 @@ class RunStore:
         found = self._lock.find()
         return found.there and found.locked and self._sizes == {name: _size(self.path / name) for name in self._sizes}
 
+    def finish(self, state: State) -> None:
+        """How the session ends, for run.json to say once it is closed; nothing where no episodes were planned."""
+        if self.info.status:
+            self.info = replace(self.info, status=replace(self.info.status, state=state))
+
     def close(self) -> None:
         """Folds the spool into inferences.parquet and lets go of the run. A failure is noted and loses nothing.
 
@@ -219,32 +256,83 @@ class RunStore:
         try:
             if self._is_in_place():
                 self._results = _results(self.path, self.info)
-                _compact(self.path, self._results, self.info)
+                self._recount()
+                self._compact()
         except (OSError, UsageError) as error:
-            self.notes.append(f"The inferences stay in {self.path / SPOOL} until the next run: {error}")
+            stay = f"The inferences stay in {self.path / SPOOL} until the next run: "
+            self.notes.append(f"{stay if (self.path / SPOOL).exists() else ''}{error}")
         finally:
             self._lock.release()
 
     def __enter__(self) -> RunStore:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         try:
-            if kind is None:
+            if error is None:
                 self.insist_in_place()
+            else:
+                stopped = isinstance(error, KeyboardInterrupt) and not is_theirs(error)
+                self.finish("interrupted" if stopped else "failed")
         finally:
             self.close()
 
-    def _append_line(self, name: str, record: Mapping[str, object]) -> None:
+    def _compact(self) -> None:
+        """Folds the spool into inferences.parquet. While that is replaced, run.json allows for the old and the new."""
+        if not (self.path / SPOOL).exists():
+            self._write_info()
+            return
+        frame, written = _inferences(self.path, self._results, self.info), io.BytesIO()
+        frame.to_parquet(written, index=False)
+        content = written.getvalue()
+        self._allow_inferences(*self._told().inferences, checksum(content))
+        write_whole(self.path / INFERENCES, content)
+        self._sizes.pop(SPOOL, None)  # this process takes it away itself
+        remove(self.path / SPOOL)
+        self._allow_inferences(checksum(content))
+
+    def _allow_inferences(self, *sums: str) -> None:
+        self.info = replace(self.info, checksums=replace(self._told(), inferences=sums))
+        self._write_info()
+
+    def _told(self) -> Checksums:
+        assert self.info.checksums is not None
+        return self.info.checksums
+
+    def _checksums_now(self, info: RunInfo) -> Checksums:
+        """Of the files as they are; the rows have been checked. Raises UsageError for inferences that were changed."""
+        told, lines = self.previous.checksums if self.previous else None, [*_whole_lines(self.path / EPISODES)]
+        if told is None:
+            told = replace(begin(info.identity, info.protocol), unchecked=len(lines))
+        own = _checksum_of(self.path / INFERENCES)
+        if told.inferences and own not in told.inferences:
+            if own:
+                raise UsageError(_changed_inferences(self.path))
+            self.notes.append(f"{self.path / INFERENCES} is missing: the timings of stored episodes are left out.")
+        return replace(at_the_end(lines, told), inferences=(own,))
+
+    def _recount(self) -> None:
+        """Brings what run.json will say to what the disk holds."""
+        told, status = at_the_end([*_whole_lines(self.path / EPISODES)], self._told()), self._status_now()
+        state: State = self.info.status.state if self.info.status else ""
+        self.info = replace(self.info, checksums=told, status=status and replace(status, state=state))
+
+    def _status_now(self) -> Status | None:
+        if self._planned is None:
+            return None
+        rows = [self._results[episode] for episode in self._planned & self._results.keys()]
+        judged = sum(row.success is not None for row in rows)
+        return Status("started", len(self._planned), judged, len(rows) - judged)
+
+    def _append_line(self, name: str, line: str) -> None:
         safe = f"; {len(self._results)} episodes are safe, the same command again plays the others"
         with self._writing(name, safe) as file:
             self._sizes.pop(name, None)  # until it is known again: an interrupt may come in between
-            self._sizes[name] = append(file, _line(record))
+            self._sizes[name] = append(file, line.encode() + b"\n")
 
     def _write_info(self) -> None:
         with self._writing(RUN) as file:
-            facts = asdict(self.info) | {"provenance": hidden_in(self.info.provenance)}
-            write_whole(file, (json.dumps(facts, indent=2, allow_nan=False) + "\n").encode())
+            write_whole(file, _text_of(self.info))
 
     @contextmanager
     def _writing(self, name: str, then: str = "") -> Iterator[Path]:
@@ -258,12 +346,18 @@ class RunStore:
             raise unwritable(self.path / name, error, then) from error
 
 
-def read_info(path: str | Path) -> RunInfo:
-    """What run.json of that run says, of an older one as if it were written today. Raises UsageError."""
+def read_info(path: str | Path, *, whatever: bool = False) -> RunInfo:
+    """What run.json of that run says, of an older one as if it were written today.
+
+    Raises UsageError, also for one that is not as it was written, unless `whatever` it says is wanted.
+    """
     directory = _run_directory(path)
     file = directory / RUN
     try:
-        return _modern(_parse_info(parsed(content_of(file, directory))))
+        info = _modern(_parse_info(found := parsed(content_of(file, directory))))
+        for said in () if whatever else damages_of_info(found):
+            raise UsageError(f"{file} {said}: {_ask_fsck(directory)}")
+        return info
     except FileNotFoundError as error:
         raise UsageError(f"{file} is a link to nothing: restore it or choose another run.") from error
     except Newer as error:
@@ -277,7 +371,7 @@ def _parse_info(found: object) -> RunInfo:
     schema = found.get("schema") if isinstance(found, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:
         raise Newer(f"schema {schema}")
-    info = typed(RunInfo, found)
+    info = typed(RunInfo, without_ends(found))
     if not 1e-3 <= info.control_hz <= 1e6:
         raise Misfit(f"control_hz is {info.control_hz:g}, expected 0.001 to 1,000,000")
     refuse_impossible([info.protocol_hash])
@@ -291,10 +385,17 @@ def _parse_info(found: object) -> RunInfo:
     return info
 
 
+def _text_of(info: RunInfo) -> bytes:
+    """What run.json says of it."""
+    facts = asdict(info) | {"provenance": hidden_in(info.provenance)}
+    known = {name: value for name, value in facts.items() if value is not None}
+    return (json.dumps(sealed(known), indent=2, allow_nan=False) + "\n").encode()
+
+
 def modern_protocol(protocol: Mapping[str, Any], hashed: str) -> Protocol:
     """The protocol as it would be recorded today: the renderer counted to it once, and is a row's now."""
     settings, renderer = without_renderer(protocol)
-    return Protocol(settings, digest(settings)[:12] if renderer else hashed, renderer)
+    return Protocol(settings, protocol_hash(settings) if renderer else hashed, renderer)
 
 
 def _modern(info: RunInfo) -> RunInfo:
@@ -339,12 +440,14 @@ def finished(path: Path, info: RunInfo, episodes: Sequence[Episode]) -> list[Epi
 
     Raises UsageError when the directory holds another run.
     """
-    if not (path / RUN).is_file() or (path / SPOOL).exists():
+    if not (path / RUN).is_file() or (path / SPOOL).exists() or temporary_of(path / RUN).exists():
         return []
     there = read_info(path)
     _refuse_other_run(path, there, info)
     results = _results(path, there)
-    if any(there.plan.get(name) != info.plan.get(name) for name in CHOICE) or not _judged(results) >= {*episodes}:
+    ended = there.status is not None and there.status.state == "complete"  # else run.json has that still to say
+    other = any(there.plan.get(name) != info.plan.get(name) for name in CHOICE)
+    if not ended or other or not _judged(results) >= {*episodes}:
         return []
     return [results[episode] for episode in episodes]
 
@@ -363,13 +466,14 @@ def record_actions(path: str | Path, episode: Episode, actions: Float32) -> None
     file = _actions_file(path)
     with _failure(file):
         _mend(file)
-        append(file, _line({**asdict(episode), "actions": actions.astype(np.float32).tolist()}))
+        line = {**asdict(episode), "actions": actions.astype(np.float32).tolist()}
+        append(file, json.dumps(line, allow_nan=False).encode() + b"\n")
 
 
 def read_actions(path: str | Path) -> dict[Episode, Float32]:
     """The recorded actions, float32 (n, A), of every episode. Raises UsageError, also when there are none."""
     file = _actions_file(path)
-    if actions := dict(_records(file, _parse_actions)):
+    if actions := dict(_records(file, _whole_lines(file, anywhere=True), _parse_actions)):
         return actions
     raise UsageError(f"{file} holds no recorded actions: record some first, or give the file that has them.")
 
@@ -413,10 +517,10 @@ def _previous(path: Path, info: RunInfo, overwrite: bool) -> RunInfo | None:
     """The run that is resumed, None when a new one begins."""
     if not (path / RUN).exists():
         return None
-    previous = read_info(path)  # also before erasing: a run.json of some other tool means hands off
     if overwrite:
-        _erase(path)
+        _erase(path, read_info(path, whatever=True))  # a run.json of some other tool means hands off
         return None
+    previous = read_info(path)
     _refuse_other_run(path, previous, info)
     return previous
 
@@ -477,8 +581,15 @@ def _leaves(values: Mapping[str, object], prefix: str) -> dict[str, str]:
     return leaves
 
 
-def _erase(path: Path) -> None:
-    """Deletes what a run leaves except run.json, which is replaced next. Inferences go first: they need their rows."""
+def _erase(path: Path, there: RunInfo) -> None:
+    """Deletes what a run leaves except run.json, which is replaced next and no longer promises the rest.
+
+    Inferences go first: they need their rows.
+    """
+    if there.checksums and not [*damages_of_info(parsed(content_of(path / RUN, path)))]:
+        nothing = replace(there.checksums, rows=0, last=there.checksums.first, inferences=())
+        status = there.status and replace(there.status, state="started", judged=0, errored=0)
+        write_whole(path / RUN, _text_of(replace(there, checksums=nothing, status=status)))
     for name in (SPOOL, INFERENCES, temporary_of(path / INFERENCES).name, ACTIONS, ERRORS, EPISODES):
         remove(path / name)
     if (path / VIDEOS).is_dir() and not (path / VIDEOS).is_symlink():
@@ -501,8 +612,27 @@ def _run_directory(path: str | Path) -> Path:
 
 
 def _results(directory: Path, info: RunInfo) -> dict[Episode, EpisodeResult]:
-    parse = partial(_parse_result, renderer=_renderer_before(info))
-    return {result.episode: result for result in _records(directory / EPISODES, parse, directory)}
+    """The last row of every episode. Raises UsageError, also when the lines are not those that were stored."""
+    file, parse = directory / EPISODES, partial(_parse_result, renderer=_renderer_before(info))
+    lines = _whole_lines(file)
+    if info.checksums:
+        lines = _checked(file, lines, info.checksums)
+    return {result.episode: result for result in _records(file, lines, parse)}
+
+
+def _checked(file: Path, lines: Iterable[bytes], told: Checksums) -> Iterator[bytes]:
+    """The lines. Raises UsageError at the first that is not as it was written, and for those that are missing."""
+    chain = Chain(told)
+    for line in lines:
+        if said := chain.take(line):
+            raise UsageError(f"{file} {said}: {_ask_fsck(file.parent)}")
+        yield line
+    if said := chain.end():
+        raise UsageError(f"{file} {said}: {_ask_fsck(file.parent)}")
+
+
+def _ask_fsck(directory: Path) -> str:
+    return f"vla-bench fsck {directory} says what is sound, and saves it with --recover OUT."
 
 
 def _judged(results: Mapping[Episode, EpisodeResult]) -> set[Episode]:
@@ -511,6 +641,7 @@ def _judged(results: Mapping[Episode, EpisodeResult]) -> set[Episode]:
 
 def _parse_result(row: object, renderer: str) -> EpisodeResult:
     """The row; one of an older run, which does not name its renderer, was rendered by that one."""
+    row = without_ends(row)
     result = typed(EpisodeResult, {"renderer": renderer, **row} if isinstance(row, dict) else row)
     latencies = (result.latency_mean_ms, result.latency_max_ms)
     seconds = (result.wall_s, result.setup_s, result.physics_s, result.render_s, result.policy_s, result.sim_s)
@@ -553,7 +684,7 @@ class _Spooled:
 
 
 def _parse_spooled(line: object, renderer: str) -> tuple[EpisodeResult, list[dict[str, object]]]:
-    spooled = typed(_Spooled, line)
+    spooled = typed(_Spooled, without_ends(line))
     result = _parse_result(spooled.row, renderer)
     return result, [_columns(call) | asdict(result.episode) for call in spooled.inferences]
 
@@ -599,15 +730,26 @@ def _inferences(directory: Path, results: Mapping[Episode, EpisodeResult], info:
     """Parquet and spool as one table, without the rows of episodes that lack a verdict."""
     import pandas as pd
 
-    parse = partial(_parse_spooled, renderer=_renderer_before(info))
-    lines = _records(directory / SPOOL, parse, directory)
+    file, parse = directory / SPOOL, partial(_parse_spooled, renderer=_renderer_before(info))
+    lines = _records(file, _checked_spool(file, info.checksums), parse)
     spooled = {row.episode: calls for row, calls in lines if results.get(row.episode) == row}
     most = SPARE_CALLS + sum(min(result.inferences, SPARE_CALLS // 10) for result in results.values())
-    stored, keep = _read_parquet(directory / INFERENCES, most), _judged(results) - spooled.keys()
+    stored, keep = _read_parquet(directory, most, info.checksums), _judged(results) - spooled.keys()
     kept = [Episode(*key) in keep for key in zip(*(stored[name].tolist() for name in KEY), strict=True)]
     stored = stored.loc[np.array(kept, bool)].astype(dict.fromkeys(TEXTS, "str"))
     frames = [stored, _frame([call for calls in spooled.values() for call in calls])]
     return pd.concat([frame for frame in frames if len(frame)] or [_frame([])], ignore_index=True)
+
+
+def _checked_spool(file: Path, told: Checksums | None) -> Iterator[bytes]:
+    """Its lines. Raises UsageError at the first that is not as it was written.
+
+    Where an older vla-bench began, it may have spooled some without checksums.
+    """
+    for number, line in enumerate(_whole_lines(file), 1):
+        if told and not told.unchecked and not is_sound(line, told.first):
+            raise UsageError(f"{file} line {number} was changed after it was written: {_ask_fsck(file.parent)}")
+        yield line
 
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -620,13 +762,17 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     )
 
 
-def _read_parquet(file: Path, most: int) -> pd.DataFrame:
-    """The stored table, its texts as categories. Raises UsageError, also for one of more rows than `most`."""
+def _read_parquet(directory: Path, most: int, told: Checksums | None) -> pd.DataFrame:
+    """The stored table, its texts as categories. Raises UsageError, also for one of more rows than `most`, or that is
+    not what was written."""
+    file = directory / INFERENCES
     try:
         stream = open_file(file, file.parent)
     except FileNotFoundError:
         return _frame([])
     with stream:
+        if told and told.inferences:
+            _insist_on_inferences(directory, checksum_of(stream), told)
         try:
             return _table(stream, most)
         except Exception as error:  # damaged files make pyarrow raise errors of nearly every kind
@@ -660,14 +806,26 @@ def _table(stream: BinaryIO, most: int) -> pd.DataFrame:
     return frame
 
 
-def _compact(directory: Path, results: Mapping[Episode, EpisodeResult], info: RunInfo) -> None:
-    if not (directory / SPOOL).exists():
-        return
-    frame = _inferences(directory, results, info)
-    written = io.BytesIO()
-    frame.to_parquet(written, index=False)
-    write_whole(directory / INFERENCES, written.getvalue())
-    remove(directory / SPOOL)
+def _insist_on_inferences(directory: Path, own: str, told: Checksums) -> None:
+    """Raises UsageError for a parquet file of a checksum that run.json does not tell."""
+    if own not in told.inferences:
+        now = read_info(directory).checksums  # of a session that has ended since
+        if now is None or own not in now.inferences:
+            raise UsageError(_changed_inferences(directory))
+
+
+def _changed_inferences(directory: Path) -> str:
+    file = directory / INFERENCES
+    return f"{file} was changed after it was written: restore it, or delete it to go on without these timings."
+
+
+def _checksum_of(file: Path) -> str:
+    """That of the file in the run; empty when there is none. Raises UsageError as `open_file`."""
+    try:
+        with open_file(file, file.parent) as stream:
+            return checksum_of(stream)
+    except FileNotFoundError:
+        return ""
 
 
 # --- files ---
@@ -682,9 +840,9 @@ def _failure(file: Path) -> Iterator[None]:
         raise unwritable(file, error) from error
 
 
-def _records(file: Path, parse: Callable[[object], T], folder: Path | None = None) -> Iterator[T]:
-    """Every line of a JSONL file, parsed; a half-written last line is left out. UsageError names a corrupt one."""
-    for number, line in enumerate(_whole_lines(file, folder), 1):
+def _records(file: Path, lines: Iterable[bytes], parse: Callable[[object], T]) -> Iterator[T]:
+    """Every line of that JSONL file, parsed. UsageError names a corrupt one."""
+    for number, line in enumerate(lines, 1):
         try:
             record = parse(parsed(line))
         except Newer as error:
@@ -694,16 +852,23 @@ def _records(file: Path, parse: Callable[[object], T], folder: Path | None = Non
         yield record
 
 
-def _whole_lines(file: Path, folder: Path | None) -> Iterator[bytes]:
-    """All lines but what was half written after them, as `_split` tells it."""
+def _whole_lines(file: Path, anywhere: bool = False) -> Iterator[bytes]:
+    """All lines of a run's file but what was half written after them, as `_split` tells it; without their ends.
+
+    The file may be a link that leads `anywhere`, or else only within its folder.
+    """
     last = b""
-    for line in lines_of(file, folder):
+    for line in lines_of(file, None if anywhere else file.parent):
         if last:
-            yield last
+            yield _bare(last)
         last = line
     lines, tail = _split(last)
     if lines or _is_json(tail):
-        yield last
+        yield _bare(last)
+
+
+def _bare(line: bytes) -> bytes:
+    return line.removesuffix(b"\n").removesuffix(b"\r")
 
 
 def _is_json(line: bytes) -> bool:
@@ -742,11 +907,6 @@ def _mend(file: Path) -> bool:
         else:
             truncate(descriptor, size - len(tail))
         return not whole
-
-
-def _line(record: Mapping[str, object]) -> bytes:
-    """One line of strict JSON."""
-    return json.dumps(record, allow_nan=False).encode() + b"\n"
 
 
 def _size(name: str | Path, folder: int | None = None) -> int:

@@ -11,8 +11,10 @@ from vla_bench import store
 from vla_bench.chains import ChainSummary, Share, broken_sentence, chain_summary, length_text, span_text
 from vla_bench.grounding_table import HEADER as GROUNDING_HEADER
 from vla_bench.grounding_table import TITLE, GroundingRow, grounding_rows, grounding_text
+from vla_bench.lock import is_held
 from vla_bench.renderers import MARK, Drawn, pixels_sentence, within
 from vla_bench.stats import Interval, bounds, percentile, samples_needed, wilson
+from vla_bench.status import Status, incomplete
 from vla_bench.store import RunInfo
 from vla_bench.text import aligned, for_markdown_line, markdown_table, shorten, terminal_text, visible, widths
 from vla_bench.types import EpisodeResult
@@ -110,7 +112,9 @@ class RunSummary:
     cause: str = ""
     """The first error that left an episode without a verdict, and where its traceback is."""
     notes: tuple[str, ...] = ()
-    """How the duel ended that played the run; how many actions were out of bounds, if any."""
+    """That the run is not complete; how the duel ended that played it; how many actions were out of bounds, if any."""
+    status: Status | None = None
+    """How its last session ended; None where neither run.json nor the plan tells what is missing."""
     pixels: str = ""
     """A sentence, after the mark that the tables' headers have, when not all pixels are known to be the same."""
 
@@ -155,6 +159,23 @@ def drawn_in(episodes: pd.DataFrame) -> set[Drawn]:
     return {Drawn(*map(str, row)) for row in judged.itertuples(index=False, name=None)}
 
 
+def status_of(info: RunInfo, episodes: pd.DataFrame) -> Status | None:
+    """What run.json says, of an older run what its plan and its episodes say; None where that is nothing."""
+    planned = info.plan.get("planned")
+    if info.status or not isinstance(planned, int) or info.plan.get("stopped_by") == "duel":
+        return info.status
+    judged = int(episodes["success"].notna().sum())
+    return Status("", planned, judged, len(episodes) - judged)
+
+
+def incomplete_note(path: str | Path, status: Status | None, run: str = "This run") -> str:
+    """The sentence on a run that is not complete; empty for one that is, or of which that is not known."""
+    if status is None or status.complete:
+        return ""
+    folder = Path(path).parent if Path(path).is_file() else Path(path)
+    return incomplete(status, status.state == "started" and is_held(folder), run)
+
+
 def stopping_notes(infos: Iterable[RunInfo]) -> list[str]:
     """What a reader has to know of runs that duels played: a sentence per duel."""
     played = [info for info in infos if info.plan.get("stopped_by") == "duel"]
@@ -196,7 +217,11 @@ def load_summary(path: str | Path) -> RunSummary:
     """The summary of the run in that directory. Raises UsageError."""
     summary = summary_of(store.read_info(path), load(path), store.read_inferences(path))
     traces = Path(path) / store.ERRORS
-    return replace(summary, cause=f"{summary.cause}; traceback in {traces}") if summary.cause else summary
+    return replace(
+        summary,
+        cause=f"{summary.cause}; traceback in {traces}" if summary.cause else "",
+        notes=(*filter(None, [incomplete_note(path, summary.status)]), *summary.notes),
+    )
 
 
 def summary_of(info: RunInfo, episodes: pd.DataFrame, inferences: pd.DataFrame) -> RunSummary:
@@ -216,6 +241,7 @@ def summary_of(info: RunInfo, episodes: pd.DataFrame, inferences: pd.DataFrame) 
         grounding=grounding(inferences, episodes),
         cause=_cause_in(episodes),
         notes=(*stopping_notes([info]), *_bounds_notes(episodes)),
+        status=status_of(info, episodes),
         pixels=pixels_sentence(within(drawn), {"this run": drawn}),
     )
 
