@@ -6,10 +6,13 @@ import asyncio
 import dataclasses
 import errno
 import os
+import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +48,32 @@ def fork_and_go_on() -> None:
         os.wait()
 
 
+def close_everything() -> None:
+    """As who turns into a daemon."""
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        if stream is not None:
+            stream.close()
+    os.closerange(0, 3)
+    sys.stdout = sys.stderr = None  # type: ignore[assignment]
+
+
+EARLY = sys.stdout
+"""As a logger keeps it that was made before anything else."""
+
+
+def print_everywhere() -> None:
+    print("in Python")
+    EARLY.write("to an early copy\n")
+    os.write(1, b"below Python\n")
+    subprocess.run(["echo", "in a child"], check=True)
+
+
+def swallow() -> None:
+    """Ctrl-C comes, and is taken for an error of its own."""
+    with suppress(BaseException):
+        signal.raise_signal(signal.SIGINT)
+
+
 WAYS: Mapping[str, Callable[[], object]] = {
     "raise": raising(RuntimeError("it fell")),
     "exit 0": lambda: sys.exit(0),
@@ -64,7 +93,10 @@ WAYS: Mapping[str, Callable[[], object]] = {
     "short": lambda: [ActionChunk(np.ones((1, 2), np.float32))],
     "full": raising(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "weights")),
     "abort": os.abort,
-    "close": lambda: (sys.stdout.close(), sys.stderr.close(), os.close(1)),
+    "close": close_everything,
+    "print": print_everywhere,
+    "leave": lambda: os.chdir("away"),
+    "swallow": swallow,
 }
 
 
@@ -193,13 +225,15 @@ class RudeEnv(fakes.ToyEnv):
         self.misbehave("close")
 
 
-def recorded(name: str = "recorded", how: str = "", max_steps: int = 40) -> Suite:
-    """A toy that can be recorded, whose environments misbehave in advance."""
+def recorded(name: str = "recorded", how: str = "", where: str = "advance", max_steps: int = 40) -> Suite:
+    """A toy that can be recorded, and misbehaves as a suite or in advance."""
     import test_collect
+
+    misbehave(how, "suite", where)
 
     class RudeRecorder(test_collect.RecordingToy):
         def advance(self, actions: np.ndarray) -> Transition:
-            misbehave(how, "advance", "advance")
+            misbehave(how, "advance", where)
             return super().advance(actions)
 
     def make_env(task: Task, cameras: Sequence[str]) -> Env:

@@ -318,6 +318,25 @@ def test_every_command_ends_with_the_code_of_the_table(
     assert SAID.get(ending, "") in printed.out + printed.err
 
 
+@pytest.mark.parametrize("command", ["run", "duel", "collect", "train", "convert", "doctor"])
+def test_wherever_the_code_of_others_goes_files_are_read_and_written_where_the_command_was_given(
+    command: str, world: World, tmp_path: Path
+) -> None:
+    (tmp_path / "away").mkdir()
+    (tmp_path / "world").symlink_to(world.folder)
+    world.patch.chdir(tmp_path)
+    here = World(Path("world"), Path("out"), world.patch)
+    argv = done(here, command) + (["--record-actions", "a.jsonl", "--video", "all"] if command == "run" else [])
+    leaves = "policy" if command == "train" else "suite"
+    where = "where=make" if leaves == "policy" else "where=suite"
+    assert main([*argv, f"--{leaves}-args", "how=leave", where]) == 0
+    assert Path.cwd() == tmp_path
+    made = {"away", "world"} | ({"out"} if command != "doctor" else set())
+    made |= {"run": {"a.jsonl"}, "train": {"out.training"}}.get(command, set())
+    assert {entry.name for entry in tmp_path.iterdir()} == made
+    assert list((tmp_path / "away").iterdir()) == []
+
+
 def test_one_is_the_code_of_a_regression_and_of_nothing_else() -> None:
     ones = {(ending, command) for ending, row in TABLE.items() for command, code in row.items() if code == 1}
     assert {command for _, command in ones} == {"check"}

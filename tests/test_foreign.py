@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import fakes
+import numpy as np
 import pytest
+import rude
+from test_watch import watched
 
+from vla_bench import doctor
+from vla_bench.cli import main
 from vla_bench.config import RunConfig
 from vla_bench.duel import DuelConfig, duel
-from vla_bench.errors import UsageError
+from vla_bench.errors import Interrupted, UsageError
+from vla_bench.foreign import contained, foreign_code, is_theirs
+from vla_bench.gym import make_task
 from vla_bench.lock import take
 from vla_bench.runner import run
 from vla_bench.store import read_episodes
+from vla_bench.types import Suite, Transition
 
 TESTS = Path(__file__).parent
 ENDS = (
@@ -110,6 +121,18 @@ def test_with_workers_it_is_the_same(how: str, tmp_path: Path) -> None:
     assert (outcome.judged, outcome.broken) == (0, 2)
 
 
+@pytest.mark.parametrize("how", ["close", "print"])
+def test_results_are_all_that_standard_output_gets(how: str, tmp_path: Path) -> None:
+    done = command(
+        "run", "--policy", "rude:Rude", "--policy-args", f"how={how}", "--json", "--out", str(tmp_path / "run")
+    )
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["overall"]["episodes"] == 2
+    if how == "print":
+        for said in ("in Python", "to an early copy", "below Python", "in a child"):
+            assert f"{said}\n" in done.stderr
+
+
 def test_a_thread_that_ends_the_process_ends_it_as_a_failure(tmp_path: Path) -> None:
     done = command("run", "--policy", "rude:Rude", "--policy-args", "how=thread", "--out", str(tmp_path / "run"))
     assert done.returncode == 4
@@ -156,3 +179,101 @@ def test_a_child_that_outlives_a_killed_run_does_not_hold_its_lock(tmp_path: Pat
     with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdin=subprocess.PIPE) as killed:
         assert killed.wait() == -signal.SIGKILL
         take(tmp_path).release()  # while the child still waits
+
+
+@pytest.mark.parametrize(
+    ("where", "said"), [("save", "in save of the policy"), ("make", "could not be made: the process")]
+)
+def test_a_crash_is_nobodys_verdict(where: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "weights").write_text("1", encoding="utf-8")
+    asked = [
+        "convert",
+        "--policy",
+        "rude:Pupil",
+        "--policy-args",
+        "how=abort",
+        f"where={where}",
+        "--suite",
+        "rude:suite",
+    ]
+    ended = watched(lambda: main([*asked, "--checkpoint", str(tmp_path / "weights"), "--out", str(tmp_path / "new")]))
+    assert ended.code == 4
+    assert "crashed in compiled code (SIGABRT)" in ended.said
+    assert said in ended.said
+
+
+def test_ctrl_c_that_foreign_code_swallows_is_raised_where_it_ends() -> None:
+    with contained():
+        with pytest.raises(Interrupted), foreign_code():
+            rude.swallow()
+        with foreign_code():  # and once only
+            pass
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_whose_a_keyboard_interrupt_is() -> None:
+    assert not is_theirs(KeyboardInterrupt()), "outside nobody knows"
+    with contained():
+        assert is_theirs(KeyboardInterrupt())
+        assert not is_theirs(Interrupted())
+        assert is_theirs(SystemExit(0))
+        assert not is_theirs(UsageError("a sentence of ours"))
+
+
+STRANGE = {
+    "steps": np.int64(2),
+    "success": np.bool_(True),
+    "subgoals_done": np.float32(1),
+    "subgoals": [np.str_("open")],
+    "physics_s": np.float32(0.1),
+}
+
+
+def strange(name: str = "strange", physics_s: float = 0.1, print: int = 0) -> Suite:
+    """A suite that answers in numpy's types, as many do, and fingerprints with a number if `print` says so."""
+
+    class Strange(fakes.ToyEnv):
+        def advance(self, actions: np.ndarray) -> Transition:
+            return super().advance(actions[:2])._replace(**{**STRANGE, "physics_s": physics_s})
+
+        def fingerprint(self) -> str:
+            return print or super().fingerprint()  # type: ignore[return-value]
+
+    return dataclasses.replace(fakes.suite("strange"), make_env=lambda task, cameras: Strange(task, cameras, None, ""))
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [((), ""), (("physics_s=nan",), "ValueError"), (("physics_s=inf",), "ValueError"), (("print=3",), "TypeError")],
+)
+def test_what_no_row_can_hold_breaks_an_episode_and_no_run(given: tuple[str, ...], error: str, tmp_path: Path) -> None:
+    asked = RunConfig("fakes:Walker", "test_foreign:strange", suite_args=given, task=("east",), episodes=1)
+    outcome = run(dataclasses.replace(asked, out=str(tmp_path / "run")))
+    assert (outcome.judged, outcome.failure) == (int(not error), "")
+    assert [row.error for row in read_episodes(tmp_path / "run")] == [error]
+
+
+@pytest.mark.parametrize("how", SOME)
+def test_a_gymnasium_environment_that_cannot_be_made_is_a_sentence(how: str) -> None:
+    with pytest.raises(UsageError, match="could not be made"):
+        make_task("rude:suite", "east", how=how, where="suite")
+
+
+NAMES = ("pickle", "socket", "tempfile", "numpy", "json", "signal", "threading", "vla_bench", "typing", "queue", "tqdm")
+
+
+def test_modules_in_the_working_folder_are_run_by_nobody_who_was_not_asked_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in NAMES:
+        (tmp_path / f"{name}.py").write_text(
+            f"open({str(tmp_path / 'ran')!r}, 'a').write({name!r})\n", encoding="utf-8"
+        )
+    (tmp_path / "walks.py").write_text("from fakes import Walker as Walks\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert "/json/__init__.py" in doctor._python_child("import json; print(json.__file__)", 60).stdout
+    asked = RunConfig("walks:Walks", "fakes:suite", task=("east",), episodes=2, workers="2", out="run")
+    assert run(asked).judged == 2
+    assert not (tmp_path / "ran").exists()
+    assert "PYTHONSAFEPATH" not in os.environ

@@ -115,6 +115,18 @@ def test_a_mistake_is_one_sentence_without_a_traceback(project: pytest.Pytester,
     assert "pytest_plugin.py" not in text
 
 
+@pytest.mark.parametrize("how", ["exit 0", "_exit 0", "interrupt", "cancel", "panic"])
+def test_a_policy_that_leaves_takes_no_other_test_along(project: pytest.Pytester, how: str) -> None:
+    marker = f"{WALKER.replace('fakes:Walker', 'rude:Rude')}, episodes=1, policy_args='how={how}'"
+    project.makepyfile(
+        f"import pytest\n\n@pytest.mark.vla_bench({marker})\ndef test_policy(vla_bench_verdict): pass\n\n"
+        "def test_other(): pass"
+    )
+    result = project.runpytest_inprocess("-p", "vla_bench.pytest_plugin")
+    result.assert_outcomes(errors=1, passed=1)
+    assert "The run stopped: The policy 'walker' raised" in result.stdout.str()
+
+
 def test_without_a_marker_the_fixture_says_what_it_needs(project: pytest.Pytester) -> None:
     project.makepyfile("def test_policy(vla_bench_verdict): pass")
     result = project.runpytest_inprocess("-p", "vla_bench.pytest_plugin")

@@ -28,7 +28,7 @@ def tell(end: End) -> int:
     print(f"{begun}vla-bench: {for_terminal(said)}", file=sys.stderr)
     if end.asked:
         return EXIT_INTERRUPTED
-    known = runs or end.turn or end.overdue or end.signal == signal.SIGKILL
+    known = runs or end.turn or end.told.get("doing") or end.overdue or end.signal == signal.SIGKILL
     return EXIT_BROKEN if known else EXIT_BUG
 
 
@@ -49,7 +49,10 @@ def why_it_ended(end: End) -> str:
         )
     if end.overdue:
         return f"The process did not end and was ended; the last call of the policy was {method} of {policy!r}"
-    return f"The process {death(-end.signal if end.signal else end.code)} {_during(end)}".rstrip()
+    how = death(-end.signal if end.signal else end.code)
+    if not end.turn and (doing := end.told.get("doing")):
+        return f"{doing}: the process {how}"
+    return f"The process {how} {_during(end)}".rstrip()
 
 
 def _during(end: End) -> str:

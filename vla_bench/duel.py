@@ -9,7 +9,6 @@ workers, and after any number of interruptions.
 
 from __future__ import annotations
 
-import os
 import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
@@ -25,7 +24,7 @@ from vla_bench.config import ALIASES, EPISODE_TIMEOUT_S, RunConfig, digest, fold
 from vla_bench.errors import EXIT_BROKEN, EXIT_INTERRUPTED, PolicyFailure, UsageError
 from vla_bench.foreign import contained
 from vla_bench.pairing import counted, episode_name, policy_title
-from vla_bench.paths import TakesPaths, UserPath, home, returning
+from vla_bench.paths import TakesPaths, UserPath, returning
 from vla_bench.renderers import MARK, drawn, likeness
 from vla_bench.rollout import Rollout
 from vla_bench.runner import MAX_BROKEN_IN_A_ROW, Job, finish, keep, other_pixels, play, prepare, record_seconds
@@ -221,7 +220,7 @@ def duel(config: DuelConfig, watch: Watch = lambda score, pairs: None) -> Duel:
 
 
 def _duel(config: DuelConfig, watch: Watch) -> Duel:
-    jobs = [_prepared(run) for run in config.configs()]
+    jobs = [prepare(run) for run in config.configs()]
     order = trial_major(jobs[0].episodes)[: config.max_episodes]
     with _open(jobs[0], order) as store_a, _open(jobs[1], order) as store_b:
         board().tell(runs=[str(store_a.path), str(store_b.path)])
@@ -246,11 +245,6 @@ def _duel(config: DuelConfig, watch: Watch) -> Duel:
         films_lost=" ".join(filter(None, map(_films_lost, corners))),
         notes=(*store_a.notes, *store_b.notes, *other),
     )
-
-
-def _prepared(run: RunConfig) -> Job:
-    os.chdir(home())  # the other policy may have changed the working folder
-    return prepare(run)
 
 
 def trial_major(episodes: Sequence[Episode]) -> list[Episode]:

@@ -17,7 +17,7 @@ from vla_bench.doctor import Check
 from vla_bench.errors import PolicyFailure, UsageError
 from vla_bench.foreign import contained
 from vla_bench.inference import LocalPolicy, check_compatible
-from vla_bench.paths import reachable, returning
+from vla_bench.paths import absolute, returning
 from vla_bench.probe import Moments, Reading
 from vla_bench.probe_inputs import Confusion, confusions
 from vla_bench.registry import make_policy, make_suite
@@ -89,7 +89,7 @@ def _examine(asked: Examination, tell: Tell) -> list[Check]:
     if asked.recording is None:
         expert = oracle_expert(suite, tasks, asked.episodes, tell)
     else:
-        expert = recorded_expert(str(reachable(asked.recording)), suite, tasks, asked.episodes)
+        expert = recorded_expert(str(absolute(asked.recording)), suite, tasks, asked.episodes)
     return examine_policy(policy, Tour(suite, policy.spec, expert, attach(policy)), tell)
 
 

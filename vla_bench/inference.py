@@ -67,24 +67,24 @@ class LocalPolicy:
 
     def _guard(self, method: str, call: Callable[[], T]) -> T:
         insist_on_process(self._owner)
-        name, now = self._policy.spec.name, board()
-        with blaming(name, method), now.policy(name, method, self._timeout_s):
+        name = self._policy.spec.name
+        with blaming(name, method, self._timeout_s):
             if self._timeout_s is None:
                 return call()
             try:
                 return self._thread.result(call, self._timeout_s)
             except _Overran:
-                now.give_up()
+                board().give_up()
                 raise PolicyFailure(
                     f"The policy {name!r} took longer than --timeout {self._timeout_s:g} s in {method}."
                 ) from None
 
 
 @contextmanager
-def blaming(policy: str, method: str) -> Iterator[None]:
+def blaming(policy: str, method: str, limit_s: float | None = None) -> Iterator[None]:
     """Runs a policy's code. Whatever it raises is a PolicyFailure, but for a UsageError."""
     try:
-        with foreign_code():
+        with board().policy(policy, method, limit_s), foreign_code():
             yield
     except BaseException as error:  # argparse in a checkpoint loader exits, a tokenizer in Rust panics
         if not is_theirs(error):

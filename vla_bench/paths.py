@@ -62,14 +62,6 @@ def absolute(path: str | None) -> str | None:
     return None if path is None else str(Path(home(), path))
 
 
-def reachable(path: str | None) -> str | None:
-    """The path as it was given; from the root on where somebody else's code has changed the working folder."""
-    with suppress(FileNotFoundError):
-        if os.getcwd() == home():
-            return path
-    return absolute(path)
-
-
 @contextmanager
 def returning() -> Iterator[None]:
     """The working folder is afterwards what it was before, whatever a policy or a suite does to it.
@@ -87,6 +79,24 @@ def returning() -> Iterator[None]:
         _homes.pop()
         with suppress(OSError):  # it was deleted meanwhile
             os.chdir(folder)
+
+
+@contextmanager
+def at_home() -> Iterator[None]:
+    """Inside the working folder is the one where the command was given, which relative paths in its arguments mean.
+
+    Afterwards it is what it was before, or where the code inside has gone.
+    """
+    before = there = home()
+    with suppress(FileNotFoundError):  # somebody deleted the one that he had gone to
+        before = os.getcwd()
+    os.chdir(there)
+    try:
+        yield
+    finally:
+        with suppress(FileNotFoundError):
+            if os.getcwd() == there:
+                os.chdir(before)
 
 
 def home() -> str:

@@ -22,12 +22,13 @@ from typing import Any, NamedTuple
 from vla_bench import foreign
 from vla_bench.config import ALIASES, list_arguments, parse_arguments
 from vla_bench.errors import MissingPackage, UsageError, in_a_line, unknown_name
-from vla_bench.foreign import foreign_code, is_theirs
-from vla_bench.paths import home, reachable
+from vla_bench.foreign import contained, foreign_code, is_theirs
+from vla_bench.paths import at_home, home
 from vla_bench.secrets import hidden_in
 from vla_bench.shipped import find_shipped, insist_on_sha256
 from vla_bench.source import code_hash, imports_hash
 from vla_bench.types import Env, Policy, PolicySpec, Privileged, Suite
+from vla_bench.watch import board
 
 SUITES: Mapping[str, str] = {
     "libero_spatial": "vla_bench.envs.libero:suite",
@@ -128,7 +129,7 @@ def make_suite(name: str, given: Sequence[str] = ()) -> Suite:
 def suite_with(name: str, **arguments: Any) -> Suite:
     """The same with the function's own arguments."""
     name, factory = ALIASES.get(name, name), find_suite(name)
-    with telling(f"The suite {name!r} could not be made"):
+    with at_home(), telling(f"The suite {name!r} could not be made"):
         made = factory(name, **arguments)
     if not isinstance(made, Suite):
         raise UsageError(
@@ -187,8 +188,8 @@ def make_policy(name: str, suite: Suite, checkpoint: str | None = None, given: S
     if "suite" in parameters:
         arguments["suite"] = suite
     shipped = None if arguments.get("size") == "tiny" else find_shipped(name, suite.name, checkpoint)
-    arguments |= _checkpoint_argument(name, str(shipped.path) if shipped else reachable(checkpoint), parameters)
-    with telling(f"The policy {name!r} could not be made"):
+    arguments |= _checkpoint_argument(name, str(shipped.path) if shipped else checkpoint, parameters)
+    with at_home(), telling(f"The policy {name!r} could not be made"):
         policy = constructor(**arguments)
     insist_on_policy(policy, name)
     if shipped:
@@ -253,13 +254,14 @@ def telling(what: str) -> Iterator[None]:
 
     SystemExit too, and what compiled libraries raise in panic, which is no Exception.
     """
-    try:
-        with foreign_code():
-            yield
-    except BaseException as error:
-        if not is_theirs(error):
-            raise
-        raise UsageError(f"{what}: {_where(error)}") from error
+    with contained(), board().doing(what):
+        try:
+            with foreign_code():
+                yield
+        except BaseException as error:
+            if not is_theirs(error):
+                raise
+            raise UsageError(f"{what}: {_where(error)}") from error
 
 
 def _where(error: BaseException) -> str:
@@ -379,7 +381,7 @@ def _refuse_server(kind: str, name: str) -> None:
 def _load(kind: str, path: str) -> Callable[..., Any]:
     """The attribute at module:name. Raises UsageError."""
     module_name, _, attribute = path.partition(":")
-    with telling(f"The {kind} {path!r} cannot be imported"):
+    with at_home(), telling(f"The {kind} {path!r} cannot be imported"):
         try:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
@@ -413,7 +415,7 @@ def _module_of(kind: str, name: str, file: str) -> ModuleType:
     assert spec.loader is not None
     module = sys.modules[own] = importlib.util.module_from_spec(spec)
     try:
-        with telling(f"The {kind} {name!r} cannot be imported"):
+        with at_home(), telling(f"The {kind} {name!r} cannot be imported"):
             spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[own]

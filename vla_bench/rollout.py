@@ -173,7 +173,7 @@ def run_episode(env: Env, actor: Actor, episode: Episode, control_hz: float, sta
         actions = actor.act(observation)
         actor.ground(env)
         after = env.advance(actions)
-        actor.note(after.steps)
+        actor.note(int(after.steps))
         tally.add(after)
         if after.instruction_changed:
             actor.renew()

@@ -117,6 +117,17 @@ class Board:
         """This process was stopped, as by Ctrl-Z, and is continued: what lay between was nobody's time."""
         self._since = time.perf_counter()
 
+    @contextlib.contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Inside somebody else's code runs that is neither of them, such as a constructor; `what` begins the sentence
+        on its failure."""
+        before = self._told.get("doing", "")
+        self.tell(doing=what)
+        try:
+            yield
+        finally:
+            self.tell(doing=before)
+
     def give_up(self) -> None:
         """A call of the policy is left running; it may hold up all that this process still wants to do."""
         self._set("given_up", 1)
