@@ -18,8 +18,10 @@ from typing import Any
 
 import fakes
 import numpy as np
+import pytest
 
 from vla_bench.learning import Recipe, Samples, Scales
+from vla_bench.registry import PlugIns
 from vla_bench.types import ActionChunk, Env, Episode, Frame, Observation, Suite, Task, Transition
 
 
@@ -102,6 +104,14 @@ WAYS: Mapping[str, Callable[[], object]] = {
 
 def misbehave(how: str, place: str, where: str) -> Any:
     return WAYS[how]() if how and place == where else None
+
+
+def hurry(patch: pytest.MonkeyPatch) -> None:
+    """Leaves out what takes longer than a run of toys: metadata of two hundred packages, hashes of code, cycles."""
+    patch.setattr("vla_bench.provenance._versions", lambda: {})
+    patch.setattr("vla_bench.registry._plugins", lambda _: PlugIns({}, {}))
+    patch.setattr("vla_bench.registry.imports_hash", lambda _: "")
+    patch.setattr("gc.collect", lambda: 0)
 
 
 class Rude(fakes.Walker):
@@ -223,20 +233,3 @@ class RudeEnv(fakes.ToyEnv):
 
     def close(self) -> None:
         self.misbehave("close")
-
-
-def recorded(name: str = "recorded", how: str = "", where: str = "advance", max_steps: int = 40) -> Suite:
-    """A toy that can be recorded, and misbehaves as a suite or in advance."""
-    import test_collect
-
-    misbehave(how, "suite", where)
-
-    class RudeRecorder(test_collect.RecordingToy):
-        def advance(self, actions: np.ndarray) -> Transition:
-            misbehave(how, "advance", where)
-            return super().advance(actions)
-
-    def make_env(task: Task, cameras: Sequence[str]) -> Env:
-        return RudeRecorder(task, cameras, None, "")
-
-    return dataclasses.replace(test_collect.suite(name, max_steps), make_env=make_env)

@@ -15,10 +15,10 @@ from typing import NamedTuple, NoReturn
 import pytest
 from faulty_disk import Failing, use
 from made_runs import made_run, other_protocol
+from rude import hurry
 
 from vla_bench.baseline import make_baseline, write_baseline
 from vla_bench.cli import main
-from vla_bench.registry import PlugIns
 
 pytest.importorskip("h5py", reason="needs vla-bench[data]")
 
@@ -26,8 +26,8 @@ PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
 COMMANDS: Mapping[str, str] = {
     "run": "--policy rude:Rude --suite rude:suite --task east --episodes 2 --out {out}",
     "duel": "fakes:Walker rude:Rude --suite rude:suite --task east --episodes 10 --out {out}",
-    "collect": "--policy test_collect:Expert --suite rude:recorded --task east --episodes 2 --format hdf5 --out {out}",
-    "train": "--policy rude:Pupil --suite rude:recorded --data {data} --out {out}",
+    "collect": "--policy {expert} --suite rude_recorder:suite --task east --episodes 2 --format hdf5 --out {out}",
+    "train": "--policy rude:Pupil --suite rude_recorder:suite --data {data} --out {out}",
     "convert": "--policy rude:Pupil --suite rude:suite --checkpoint {weights} --out {out}",
     "doctor": "--policy rude:Rude --suite rude:suite --recording {recording} --task east --episodes 1",
     "check": "{good} --baseline {baseline} --margin 0.1",
@@ -65,6 +65,7 @@ class World(NamedTuple):
         """The command on files that are sound, but for those `instead`, with more arguments."""
         names = ("data", "weights", "recording", "good", "worse", "runs", "baseline")
         places = {name: str(self.folder / name) for name in names} | {"out": str(self.out)} | instead
+        places["expert"] = "test_collect:Expert"
         return [command, *COMMANDS[command].format(**places).split(), *more]
 
 
@@ -82,21 +83,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made_run(root / "other", {"lift": "11"}, info=other_protocol())
     write_baseline(make_baseline(root / "good"), root / "baseline")
     (root / "weights").write_text("12345", encoding="utf-8")
-    patch = pytest.MonkeyPatch()
-    recorded = ["--record-actions", str(root / "recording.jsonl")]
-    assert main([*World(root, root / "run", patch).argv("run"), *recorded]) == 0
-    (root / "recording").symlink_to(root / "recording.jsonl")
-    assert main(World(root, root / "data", patch).argv("collect")) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        hurry(patch)
+        recorded = ["--record-actions", str(root / "recording.jsonl")]
+        assert main([*World(root, root / "run", patch).argv("run"), *recorded]) == 0
+        (root / "recording").symlink_to(root / "recording.jsonl")
+        assert main(World(root, root / "data", patch).argv("collect")) == 0
     return root
 
 
 @pytest.fixture
 def world(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    """Without what takes most of the time: metadata of 200 packages, figures, and looking for cycles."""
-    monkeypatch.setattr("vla_bench.runner.gather", lambda: {"versions": {}})
-    monkeypatch.setattr("vla_bench.registry._plugins", lambda _: PlugIns({}, {}))
+    hurry(monkeypatch)
     monkeypatch.setattr("vla_bench.train_log.LossLog.plot", lambda _: None)
-    monkeypatch.setattr("gc.collect", lambda: 0)
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
     return World(folder, tmp_path / "out", monkeypatch)
@@ -153,7 +152,7 @@ def simulator_leaves(world: World, command: str) -> list[str]:
 def no_suite(world: World, command: str) -> list[str]:
     if command == "list":
         return ["list", "tasks", "fakes:Unmade"]
-    return [argument.replace(":suite", ":Unmade").replace(":recorded", ":Unmade") for argument in world.argv(command)]
+    return [argument.replace(":suite", ":Unmade") for argument in world.argv(command)]
 
 
 def no_film(world: World, command: str) -> list[str]:

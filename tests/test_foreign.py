@@ -46,9 +46,8 @@ SOME = ("exit 0", "_exit 1", "interrupt")
 
 
 @pytest.fixture(autouse=True)
-def versions_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two hundred packages are looked at for provenance otherwise, in each of the runs here."""
-    monkeypatch.setattr("vla_bench.runner.gather", lambda: {"versions": {}})
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    rude.hurry(monkeypatch)
 
 
 def config(out: Path, policy: tuple[str, ...] = (), suite: tuple[str, ...] = (), **more: object) -> RunConfig:
@@ -113,7 +112,8 @@ def test_a_policy_that_fails_ends_a_duel(how: str, tmp_path: Path) -> None:
     assert (ended.interrupted, "raised" in ended.failure) == (False, True)
 
 
-@pytest.mark.parametrize("how", ["_exit 0", pytest.param("interrupt", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["_exit 0", "interrupt"])
 def test_with_workers_it_is_the_same(how: str, tmp_path: Path) -> None:
     outcome = run(config(tmp_path / "policy", (f"how={how}",), workers="2"))
     assert "raised" in outcome.failure
@@ -121,33 +121,38 @@ def test_with_workers_it_is_the_same(how: str, tmp_path: Path) -> None:
     assert (outcome.judged, outcome.broken) == (0, 2)
 
 
-@pytest.mark.parametrize("how", ["close", "print"])
-def test_results_are_all_that_standard_output_gets(how: str, tmp_path: Path) -> None:
-    done = command(
-        "run", "--policy", "rude:Rude", "--policy-args", f"how={how}", "--json", "--out", str(tmp_path / "run")
-    )
-    assert done.returncode == 0
-    assert json.loads(done.stdout)["overall"]["episodes"] == 2
-    if how == "print":
-        for said in ("in Python", "to an early copy", "below Python", "in a child"):
-            assert f"{said}\n" in done.stderr
-
-
-def test_a_thread_that_ends_the_process_ends_it_as_a_failure(tmp_path: Path) -> None:
-    done = command("run", "--policy", "rude:Rude", "--policy-args", "how=thread", "--out", str(tmp_path / "run"))
-    assert done.returncode == 4
-    assert "The process ended itself with exit code 0 in infer of the policy 'walker'; 0 of 2 episodes" in done.stderr
-
-
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "vla_bench.cli", *arguments, "--suite", "rude:suite", "--episodes", "1"],
+def test_results_are_all_that_standard_output_gets(tmp_path: Path) -> None:
+    """The simulator prints, the policy closes everything."""
+    asked = ["run", "--policy", "rude:Rude", "--policy-args", "how=close", "--suite", "rude:suite", "--suite-args"]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "vla_bench.cli",
+            *asked,
+            "how=print",
+            "--episodes",
+            "1",
+            "--json",
+            "--out",
+            tmp_path / "r",
+        ],
         capture_output=True,
         encoding="utf-8",
         env={**os.environ, "PYTHONPATH": str(TESTS)},
         check=False,
     )
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["overall"]["episodes"] == 2
+    for said in ("in Python", "to an early copy", "below Python", "in a child"):
+        assert f"{said}\n" in done.stderr
+
+
+def test_a_thread_that_ends_the_process_ends_it_as_a_failure(tmp_path: Path) -> None:
+    asked = ["run", "--policy", "rude:Rude", "--policy-args", "how=thread", "--suite", "rude:suite", "--episodes", "1"]
+    ended = watched(lambda: main([*asked, "--out", str(tmp_path / "run")]))
+    assert ended.code == 4
+    assert "The process ended itself with exit code 0 in infer of the policy 'walker'; 0 of 2 episodes" in ended.said
 
 
 @pytest.mark.parametrize("place", ["policy", "suite"])
