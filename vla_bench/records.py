@@ -51,7 +51,7 @@ class Newer(Misfit):
 def open_file(file: Path, folder: Path | None = None) -> BinaryIO:
     """The regular file, open for reading; with a folder, it has to lie in it, links followed.
 
-    Nothing else is open_file: a pipe would wait, a device may never end. Raises FileNotFoundError, and UsageError.
+    Nothing else is opened: a pipe would wait, a device may never end. Raises FileNotFoundError, and UsageError.
     """
     try:
         if (kind := stat.S_IFMT(os.stat(file).st_mode)) != stat.S_IFREG:

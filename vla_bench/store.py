@@ -89,6 +89,8 @@ MOST_SUBGOALS = 100
 LONGEST_NAME = 1000
 SPARE_CALLS = 1_000_000
 """Rows that inferences.parquet may have beyond the inferences that the episodes count."""
+MOST_BYTES = 2000
+"""Of a row of inferences.parquet."""
 
 
 @dataclass(frozen=True)
@@ -771,6 +773,8 @@ def _read_parquet(directory: Path, most: int, told: Checksums | None) -> pd.Data
     except FileNotFoundError:
         return _frame([])
     with stream:
+        if (size := os.fstat(stream.fileno()).st_size) > most * MOST_BYTES:
+            raise UsageError(f"{file} has {size} bytes for at most {most} inferences: delete it, or restore it.")
         if told and told.inferences:
             _insist_on_inferences(directory, checksum_of(stream), told)
         try:
