@@ -45,17 +45,20 @@ if [ "torch==$here" != "$torch" ]; then
 fi
 $pip install -qq --no-deps --no-build-isolation --editable .
 
-# Bytecode is made now, by importing: what root has set up for others can be written to by nobody later.
-[ "$(id -u)" -ne 0 ] || "$venv/bin/python" scripts/imports.py
-
 gl() {
     "$venv/bin/python" -c 'from vla_bench.gl import main; main()' "$@"
 }
 
-gl && exit 0
+finish() { # bytecode is made now, by importing: what root has set up for others can be written to by nobody later
+    [ "$(id -u)" -ne 0 ] || "$venv/bin/python" scripts/imports.py
+    exit
+}
+
+gl && finish
 install=$(gl packages)
 [ -n "$install" ] || stop "rendering does not work, see above; $venv/bin/vla-bench doctor says more."
 [ "$(id -u)" -eq 0 ] || stop "system packages are missing. Type: $install    and then make again."
 echo "setup: $install"
 DEBIAN_FRONTEND=noninteractive sh -c "$install" || stop "this failed: $install"
 gl || stop "rendering does not work, see above; $venv/bin/vla-bench doctor says more."
+finish
