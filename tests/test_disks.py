@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,19 +53,25 @@ def test_a_lock_that_nobody_signed_is_held_all_the_same(tmp_path: Path, text: st
         assert refused(tmp_path).startswith(f"Another process is writing to {tmp_path}")
 
 
-def dying_with(path: Path, leaves: str) -> int:
-    """Another process opens the run, starts a child as that code says, prints its number, and is gone."""
-    code = f"import ctypes, os, time; from test_disks import *; store = RunStore.open({str(path)!r}, INFO); {leaves}"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent, stdout=subprocess.PIPE, check=False, text=True
-    )
-    assert done.returncode == -signal.SIGKILL
-    return int(done.stdout)
+def dying_with(path: Path, fork: Callable[[], int]) -> int:
+    """Another process opens the run, has a child by that call, and is killed; the child's number."""
+    reading, writing = os.pipe()
+    if (parent := os.fork()) == 0:
+        try:
+            run = RunStore.open(path, INFO)
+            if (child := fork()) == 0:
+                signal.pause()
+            os.write(writing, str(child).encode())
+            os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(run is None)
+    os.close(writing)
+    assert os.waitstatus_to_exitcode(os.waitpid(parent, 0)[1]) == -signal.SIGKILL
+    return int(os.read(reading, 9))
 
 
 def test_a_forked_child_that_outlives_the_run_holds_no_lock(tmp_path: Path) -> None:
-    forks = "child = os.fork() or os.close(1) or signal.pause(); print(child, flush=True); os.kill(os.getpid(), 9)"
-    child = dying_with(tmp_path, forks)
+    child = dying_with(tmp_path, os.fork)
     try:
         os.kill(child, 0)
         RunStore.open(tmp_path, INFO).close()
@@ -75,11 +80,7 @@ def test_a_forked_child_that_outlives_the_run_holds_no_lock(tmp_path: Path) -> N
 
 
 def test_a_child_that_python_did_not_fork_is_named_when_it_holds_the_lock(tmp_path: Path) -> None:
-    forks = (
-        "child = ctypes.CDLL(None).fork() or os.close(1) or signal.pause(); print(child, flush=True); "
-        "os.kill(os.getpid(), 9)"
-    )
-    child = dying_with(tmp_path, forks)
+    child = dying_with(tmp_path, ctypes.CDLL(None).fork)
     try:
         said = refused(tmp_path)
     finally:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import errno
 import gc
+import multiprocessing
 import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import fakes
@@ -22,7 +23,7 @@ import pytest
 from faulty_disk import ERRORS, Failing, Left, Short, System, Tape, lay_out, use
 from test_runner import rows
 
-from vla_bench import cli, files, lock, runner, store
+from vla_bench import cli, files, lock, pool, runner, store
 from vla_bench.config import RunConfig
 from vla_bench.inference import LocalPolicy
 from vla_bench.store import read_actions, read_episodes, read_inferences
@@ -58,18 +59,30 @@ class Ended(NamedTuple):
 
 
 class Bench:
-    """Runs of two episodes, each in a folder of its own."""
+    """Runs of two episodes, each in a folder of its own, which holds `begun` at first."""
 
     def __init__(self, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.root, self.capsys = root, capsys
-        self.calls: list[str] = []
-        """What an undisturbed run calls."""
+        self.begun = Left(())
+        self.more: dict[str, Any] = {}
+        """Flags."""
         self.made_up = set[Left]()
         """What was left of runs that came out right when they were resumed."""
 
+    def start(self) -> None:
+        """Plays an undisturbed run, for what it leaves and what it calls."""
+        system = System()
+        assert self.play("undisturbed", system).code == 0
+        self.calls, self.undisturbed = system.calls, self.outcome("undisturbed")
+        gc.collect()
+        gc.freeze()  # the runner collects garbage whenever a scene is dropped: what was imported is none
+
     def folder(self, name: object) -> Path:
-        (self.root / str(name)).mkdir(exist_ok=True)
-        return self.root / str(name)
+        folder = self.root / str(name)
+        if not folder.exists():
+            folder.mkdir()
+            lay_out(self.begun, folder)
+        return folder
 
     def play(self, name: object, system: System | None = None) -> Ended:
         system = system or System()
@@ -83,9 +96,8 @@ class Bench:
         folder = self.folder(name)
         TOLD.clear()
         self.capsys.readouterr()
-        self.config = RunConfig(
-            *NAMES, episodes=1, record_actions=str(folder / "actions.jsonl"), out=str(folder / "run")
-        )
+        out = {"record_actions": str(folder / "actions.jsonl"), "out": str(folder / "run")}
+        self.config = RunConfig(*NAMES, episodes=1, **out, **self.more)
         code = cli.main(["run"])
         return Ended(code, self.capsys.readouterr().err, {row.episode: row for row in TOLD})
 
@@ -105,7 +117,8 @@ class Bench:
         folder = self.folder(name)
         calls = read_inferences(folder / "run").drop(columns=TIMES).sort_values(["task", "trial", "inference"])
         actions = {episode: played.tolist() for episode, played in read_actions(folder / "actions.jsonl").items()}
-        return rows(folder / "run"), calls.to_dict("records"), actions, sorted(os.listdir(folder / "run"))
+        names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*"))
+        return rows(folder / "run"), calls.to_dict("records"), actions, names
 
 
 @pytest.fixture
@@ -124,21 +137,12 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     monkeypatch.setattr(cli, "_parse", lambda *_: bench.config)
     monkeypatch.setattr(cli, "_print_run", lambda *_: None)
     monkeypatch.setattr(runner, "prepare", quickly)
+    forking = SimpleNamespace(get_context=lambda _: multiprocessing.get_context("fork"))
+    monkeypatch.setattr(pool, "multiprocessing", forking)  # a spawned worker takes a second to import everything
     return bench
 
 
-@pytest.fixture
-def undisturbed(bench: Bench) -> tuple[Any, ...]:
-    system = System()
-    assert bench.play("undisturbed", system).code == 0
-    bench.calls = system.calls
-    outcome = bench.outcome("undisturbed")
-    gc.collect()
-    gc.freeze()  # the runner collects garbage whenever a scene is dropped: what was imported is none
-    return outcome
-
-
-def insist(bench: Bench, name: object, ended: Ended, undisturbed: tuple[Any, ...], codes: Sequence[int]) -> None:
+def insist(bench: Bench, name: object, ended: Ended, codes: Sequence[int]) -> None:
     """The exit code is one of those, what was announced is stored, and the same command again makes up for all."""
     assert ended.code in codes, ended
     assert "Traceback" not in ended.said
@@ -149,7 +153,7 @@ def insist(bench: Bench, name: object, ended: Ended, undisturbed: tuple[Any, ...
     if (left := bench.left(name)) not in bench.made_up:
         again = bench.play(name)
         assert again.code == 0, again
-        assert bench.outcome(name) == undisturbed
+        assert bench.outcome(name) == bench.undisturbed
         bench.made_up.add(left)
     shutil.rmtree(bench.folder(name))
 
@@ -162,34 +166,77 @@ def insist_on_sentence(ended: Ended, code: int) -> None:
     assert ("free some space" in ended.said) <= (code == errno.ENOSPC)
 
 
-def test_every_call_fails_once(bench: Bench, undisturbed: tuple[Any, ...]) -> None:
-    for at, name in enumerate(bench.calls):
-        code = ERRORS[name][at % len(ERRORS[name])]
+SLOW = pytest.mark.slow
+BEGINNINGS = ("nothing", "a killed run", "a run to overwrite")
+
+
+def begin(bench: Bench, beginning: str, **more: Any) -> None:
+    """An undisturbed run from that beginning, with those flags."""
+    if beginning == "a killed run":
+        tape = Tape(bench.folder("killed"), lambda: len(TOLD))
+        assert bench.play("killed", tape).code == 0
+        bench.begun = next(crash.left["the process alone"] for crash in tape.crashes if crash.told == 1)
+    elif beginning == "a run to overwrite":
+        assert bench.play("old").code == 0
+        bench.begun = bench.left("old")
+        more["overwrite"] = True
+    bench.more = more
+    bench.start()
+
+
+@pytest.mark.parametrize(
+    ("beginning", "more", "every"),
+    [
+        ("nothing", {}, 1),
+        ("nothing", {"workers": "2"}, 13),
+        ("a killed run", {}, 3),
+        ("a run to overwrite", {}, 5),
+        *(pytest.param(b, {"workers": "2"}, 1, marks=SLOW) for b in BEGINNINGS),
+        *(pytest.param(b, {"video": "all"}, 1, marks=SLOW) for b in BEGINNINGS),
+    ],
+)
+def test_any_call_may_fail_once(bench: Bench, beginning: str, more: dict[str, Any], every: int) -> None:
+    begin(bench, beginning, **more)
+    for at in range(0, len(bench.calls), every):
+        possible = ERRORS[bench.calls[at]]
+        code = possible[at // every % len(possible)]
         ended = bench.play(at, Failing(at, code))
         insist_on_sentence(ended, code)
-        insist(bench, at, ended, undisturbed, (0, 64))
+        insist(bench, at, ended, (0, 64))
 
 
-def test_a_finished_run_on_a_disk_that_can_only_be_read_is_complete_and_is_shown(
-    bench: Bench, undisturbed: tuple[Any, ...]
-) -> None:
+@SLOW
+def test_any_call_may_fail_with_any_error(bench: Bench) -> None:
+    bench.start()
+    for at, name in enumerate(bench.calls):
+        for code in ERRORS[name]:
+            ended = bench.play(f"{at} {code}", Failing(at, code))
+            insist_on_sentence(ended, code)
+            insist(bench, f"{at} {code}", ended, (0, 64))
+
+
+@pytest.mark.parametrize("every", [pytest.param(1, marks=SLOW), 5])
+def test_a_disk_may_stay_full_from_any_call_on(bench: Bench, every: int) -> None:
+    bench.start()
+    for at in range(0, len(bench.calls), every):
+        ended = bench.play(at, Failing(at, errno.ENOSPC, for_good=True))
+        insist_on_sentence(ended, errno.ENOSPC)
+        insist(bench, at, ended, (0, 64))
+
+
+def test_a_finished_run_on_a_disk_that_can_only_be_read_is_complete_and_is_shown(bench: Bench) -> None:
+    bench.start()
     before = bench.left("undisturbed")
     again = bench.play("undisturbed", Failing(0, errno.EROFS, for_good=True))
     assert (again.code, again.said.count("2 of 2 episodes are stored")) == (0, 1), again
-    assert bench.outcome("undisturbed") == undisturbed
+    assert bench.outcome("undisturbed") == bench.undisturbed
     assert bench.left("undisturbed") == before
 
 
-def test_a_disk_that_stays_full_from_any_call_on(bench: Bench, undisturbed: tuple[Any, ...]) -> None:
-    for at in range(len(bench.calls)):
-        ended = bench.play(at, Failing(at, errno.ENOSPC, for_good=True))
-        insist_on_sentence(ended, errno.ENOSPC)
-        insist(bench, at, ended, undisturbed, (0, 64))
-
-
-def test_writes_that_take_seven_bytes_at_a_time_change_nothing(bench: Bench, undisturbed: tuple[Any, ...]) -> None:
+def test_writes_that_take_seven_bytes_at_a_time_change_nothing(bench: Bench) -> None:
+    bench.start()
     assert bench.play("short", Short()).code == 0
-    assert bench.outcome("short") == undisturbed
+    assert bench.outcome("short") == bench.undisturbed
 
 
 class Stop:
@@ -219,19 +266,19 @@ class Stop:
 
 
 @pytest.mark.parametrize(("error", "code"), [(MemoryError, 64), (KeyboardInterrupt, 130)])
-@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 37])
-def test_the_store_stops_at_any_line(
-    bench: Bench, undisturbed: tuple[Any, ...], error: type[BaseException], code: int, every: int
-) -> None:
+@pytest.mark.parametrize("every", [pytest.param(1, marks=SLOW), 97])
+def test_the_store_stops_at_any_line(bench: Bench, error: type[BaseException], code: int, every: int) -> None:
+    bench.start()
     with Stop(-1, error) as counted:
         bench.play("counted")
     for at in range(1, counted.lines, every):
         with Stop(at, error):
             ended = bench.play(at)
-        insist(bench, at, ended, undisturbed, (0, code))
+        insist(bench, at, ended, (0, code))
 
 
-def test_a_crash_after_any_call_loses_nothing_announced(bench: Bench, undisturbed: tuple[Any, ...]) -> None:
+def test_a_crash_after_any_call_loses_nothing_announced(bench: Bench) -> None:
+    bench.start()
     tape = Tape(bench.folder("taped"), lambda: len(TOLD))
     assert bench.play("taped", tape).code == 0
     announced, seen = {row.episode: row for row in TOLD}, set[tuple[int, Left]]()
@@ -241,4 +288,4 @@ def test_a_crash_after_any_call_loses_nothing_announced(bench: Bench, undisturbe
         seen.add((told, left))
         lay_out(left, bench.folder(number))
         ended = Ended(64, "", dict(list(announced.items())[:told]))
-        insist(bench, number, ended, undisturbed, (64,))
+        insist(bench, number, ended, (64,))
