@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,6 +84,19 @@ class Short(System):
 
     def call(self, number: int, name: str, do: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         return do(arguments[0], bytes(arguments[1])[:7]) if name == "write" else do()
+
+
+class Unsynced(System):
+    """A file system that syncs no folders, and says so with that error."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__()
+        self.code = code
+
+    def call(self, number: int, name: str, do: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        if name == "fsync" and stat.S_ISDIR(os.fstat(*arguments).st_mode):
+            raise OSError(self.code, os.strerror(self.code))
+        return do()
 
 
 def use(system: System, patch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_store import file_size_limit
 
 from vla_bench.errors import UsageError
 
@@ -70,6 +71,13 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert "trained on: nothing" in card
     assert "parameters: 26" in card
     assert len({file.stat().st_mode for file in (tmp_path / "ckpt").iterdir()}) == 1
+
+
+@pytest.mark.parametrize("room", [0, 20, 100, 400])
+def test_a_checkpoint_that_the_disk_does_not_take_is_one_sentence_and_leaves_nothing(tmp_path: Path, room: int) -> None:
+    with file_size_limit(room), pytest.raises(UsageError, match=r"Could not write to .*ckpt \(File too large\): files"):
+        written(tmp_path / "ckpt")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_hash_knows_every_file_but_the_card(tmp_path: Path) -> None:

@@ -9,15 +9,20 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import fakes
 import pytest
+from faulty_disk import ERRORS, Failing, System, Tape, use
 from test_store import INFO, calls, result
 
 from vla_bench import files, lock
+from vla_bench.cli import main
 from vla_bench.errors import UsageError
 from vla_bench.store import RunStore, read_episodes
+from vla_bench.types import ActionChunk, Observation, Suite
 
 NEVER = 2**22 + 1  # no process has such a number
 
@@ -250,3 +255,95 @@ def test_it_is_noticed_after_the_last_row_too(tmp_path: Path, happens: Callable[
     with pytest.raises(UsageError) as refusal:
         run.__exit__(None)
     assert said in str(refusal.value)
+
+
+class Meddler(fakes.Walker):
+    """A Walker that does something to a folder before its fifth call: two episodes are stored by then."""
+
+    def __init__(self, suite: Suite, folder: str, deed: str) -> None:
+        super().__init__(suite)
+        self.folder, self.deed = Path(folder), globals()[deed]
+
+    def infer(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        if len(self.batches) == 7:
+            self.deed(self.folder)
+        return super().infer(observations)
+
+
+@pytest.mark.parametrize(("happens", "said"), BECAME)
+def test_a_command_never_says_that_what_is_gone_is_stored(
+    tmp_path: Path, happens: Callable[[Path], None], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run"
+    command = ["run", "--policy", "test_disks:Meddler", "--suite", "fakes:suite", "--episodes", "2", "--out", str(path)]
+    assert main([*command, "--policy-args", f"folder={path}", f"deed={happens.__name__}"]) == 64
+    told = capsys.readouterr()
+    assert said in told.err
+    assert "of 4 episodes are stored" not in told.err
+    assert told.out == ""
+
+
+def test_commands_that_read_a_run_write_nothing_into_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So all of them work on a disk that can only be read."""
+    monkeypatch.chdir(tmp_path)
+    assert (
+        main(["run", "--policy", "fakes:Walker", "--suite", "fakes:suite", "--episodes", "1", "--out", "runs/a"]) == 0
+    )
+    assert main(["check", "runs/a", "--baseline", "b.jsonl", "--update"]) == 0
+    before = [(file, os.stat(file).st_mtime_ns) for file in sorted([tmp_path / "runs", *tmp_path.rglob("runs/**/*")])]
+    assert main(["show", "runs/a"]) == 0
+    assert main(["leaderboard", "runs"]) == 0
+    assert main(["compare", "runs/a", "runs/a"]) == 2
+    assert main(["check", "runs/a", "--baseline", "b.jsonl", "--undecided", "pass"]) == 0
+    assert (
+        main(["run", "--policy", "fakes:Walker", "--suite", "fakes:suite", "--episodes", "1", "--out", "runs/a"]) == 0
+    )
+    capsys.readouterr()
+    assert [(file, os.stat(file).st_mtime_ns) for file, _ in before] == [(file, time) for file, time in before]
+    assert len(before) == len([tmp_path / "runs", *tmp_path.rglob("runs/**/*")])
+
+
+# --- files that are replaced: baselines, run.json, pages, leaderboards, settings and logs of a training ---
+
+
+def test_a_file_that_is_replaced_is_the_old_one_or_the_new_one_whatever_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, system = tmp_path / "file", System()
+    use(system, monkeypatch)
+    files.write_whole(file, b"old")
+    for at, name in enumerate(system.calls):
+        for code in ERRORS[name]:
+            file.write_bytes(b"old")
+            use(Failing(at, code), monkeypatch)
+            with suppress(OSError):
+                files.write_whole(file, b"new")
+                assert file.read_bytes() == b"new"
+            assert file.read_bytes() in (b"old", b"new")
+            assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_that_is_replaced_is_the_new_one_after_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tape = Tape(tmp_path, lambda: 0)
+    use(tape, monkeypatch)
+    files.write_whole(tmp_path / "file", b"old")
+    begun = len(tape.crashes)
+    files.write_whole(tmp_path / "file", b"new")
+    files.sync_folder(tmp_path)
+    during, after = tape.crashes[begun:], tape.crashes[-1]
+    left = [dict(one.content) for crash in during for one in crash.left.values()]
+    assert {content["file"] for content in left} == {b"old", b"new"}
+    assert all(dict(one.content) == {"file": b"new"} for one in after.left.values())
+
+
+@pytest.mark.parametrize("deep", ["a", "a/b/c"])
+def test_a_new_folder_is_there_after_a_power_cut(deep: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tape = Tape(tmp_path, lambda: 0)
+    use(tape, monkeypatch)
+    files.make_folder(tmp_path / deep)
+    files.sync_folder(tmp_path)
+    assert all(dict(one.content).keys() >= {deep} for one in tape.crashes[-1].left.values())

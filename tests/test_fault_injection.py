@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import fakes
 import pytest
-from faulty_disk import ERRORS, Failing, Left, Short, System, Tape, lay_out, use
+from faulty_disk import ERRORS, Failing, Left, Short, System, Tape, Unsynced, lay_out, use
 from test_runner import rows
 
 from vla_bench import cli, files, lock, pool, runner, store
@@ -231,6 +231,14 @@ def test_a_finished_run_on_a_disk_that_can_only_be_read_is_complete_and_is_shown
     assert (again.code, again.said.count("2 of 2 episodes are stored")) == (0, 1), again
     assert bench.outcome("undisturbed") == bench.undisturbed
     assert bench.left("undisturbed") == before
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_folders_that_cannot_be_synced_are_no_matter(bench: Bench, code: int) -> None:
+    bench.start()
+    ended = bench.play(code, Unsynced(code))
+    assert (ended.code, ended.said.count("\n")) == (0, 1)
+    assert bench.outcome(code) == bench.undisturbed
 
 
 def test_writes_that_take_seven_bytes_at_a_time_change_nothing(bench: Bench) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_store import file_size_limit
 
 from vla_bench.cli import main
 from vla_bench.dataset_hdf5 import write_hdf5
@@ -457,6 +458,24 @@ def test_an_interrupted_training_goes_on_bit_for_bit(whole: tuple[str, Trained],
     resumed = train(again)
     assert resumed.done == 4
     assert weights_of(resumed) == weights_of(uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_state_that_the_disk_does_not_take_is_one_sentence_and_the_last_one_stays(
+    whole: tuple[str, Trained], folder: str, tmp_path: Path
+) -> None:
+    name, uninterrupted = whole
+    again = config(folder, tmp_path / "ckpt", name)
+    train(again, Interrupter(after=1))
+    before = (again.folder / "state.pt").read_bytes()
+    said = (
+        r"Could not write to .*ckpt.training \(File too large\): .*; the same command resumes from what was kept last"
+    )
+    with file_size_limit(len(before) // 2), pytest.raises(UsageError, match=said):
+        train(again)
+    assert (again.folder / "state.pt").read_bytes() == before
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert weights_of(train(again)) == weights_of(uninterrupted)
 
 
 @pytest.mark.slow
