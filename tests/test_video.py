@@ -83,7 +83,7 @@ def test_a_film_has_every_frame_and_a_strip_of_eight(tmp_path: Path) -> None:
 
 def test_a_film_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "film.mp4").mkdir()
-    with pytest.raises(UsageError, match=r"could not be written .* or --video none"):
+    with pytest.raises(UsageError, match=r"Could not write to .* or --video none"):
         write_film(tmp_path / "film.mp4", iter(frames(40)), ABOUT)
 
 

@@ -6,6 +6,7 @@ change, and an episode nobody wants to watch costs nothing.
 
 from __future__ import annotations
 
+import errno
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vla_bench.errors import UsageError
+from vla_bench.errors import UsageError, unwritable
 from vla_bench.files import sync, sync_folder
 from vla_bench.overlay import HEAT, LINE
 from vla_bench.types import Episode, Frame, Image
@@ -75,10 +76,10 @@ def write_film(path: Path, frames: Iterable[Frame], about: Caption) -> None:
                 half.unlink()
         if not isinstance(error, OSError):
             raise
-        reason = str(error).splitlines()[0]  # ffmpeg's whole command follows
-        raise UsageError(
-            f"The film {path} could not be written ({reason}); free some space, or --video none."
-        ) from error
+        if error.errno in (None, errno.EPIPE):  # of ffmpeg, which does not say why; its whole command follows
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"Could not write to {path} ({reason}): free some space, or --video none.") from error
+        raise unwritable(path, error, ", or --video none") from error
 
 
 def compose(frame: Frame, about: Caption) -> Image:
