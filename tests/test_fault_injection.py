@@ -25,6 +25,7 @@ from test_runner import rows
 
 from vla_bench import cli, files, lock, pool, runner, store
 from vla_bench.config import RunConfig
+from vla_bench.errors import Interrupted
 from vla_bench.inference import LocalPolicy
 from vla_bench.store import read_actions, read_episodes, read_inferences
 from vla_bench.types import Episode, EpisodeResult
@@ -278,7 +279,7 @@ class Stop:
         return self._line
 
 
-@pytest.mark.parametrize(("error", "code"), [(MemoryError, 64), (KeyboardInterrupt, 130)])
+@pytest.mark.parametrize(("error", "code"), [(MemoryError, 64), (Interrupted, 130)])
 @pytest.mark.parametrize("every", [pytest.param(1, marks=SLOW), 97])
 def test_the_store_stops_at_any_line(bench: Bench, error: type[BaseException], code: int, every: int) -> None:
     bench.start()
