@@ -21,7 +21,7 @@ from vla_bench.chunking import AdaptiveEnsemble, TemporalEnsemble
 from vla_bench.cli import main
 from vla_bench.config import RunConfig, digest, folder_name
 from vla_bench.duel import DuelConfig, duel
-from vla_bench.errors import UsageError, in_a_line, too_many_files
+from vla_bench.errors import UsageError, in_a_line, lacks_memory, too_many_files
 from vla_bench.paths import path_fields
 from vla_bench.provenance import gather
 from vla_bench.runner import run
@@ -216,6 +216,32 @@ def test_few_files_end_in_a_sentence(tmp_path: Path) -> None:
     assert done.returncode == 64
     assert "Traceback" not in done.stderr
     assert "This process may open no more files (ulimit -n)" in done.stderr
+
+
+def test_little_memory_ends_in_a_sentence() -> None:
+    """From the first import on. Where OpenBLAS itself ends the process (70) depends on the machine."""
+    start = f"{sys.executable} -c 'import sys, vla_bench_command; sys.exit(vla_bench_command.main())'"
+    done = command(f"ulimit -v 60000; {start} list suites", OPENBLAS_NUM_THREADS="1")
+    assert done.returncode in (64, 70)
+    assert "Traceback" not in done.stderr
+    assert ("vla-bench: This process got no more memory" in done.stderr) == (done.returncode == 64)
+
+
+@pytest.mark.parametrize(
+    ("error", "lacks"),
+    [
+        (MemoryError(), True),
+        (ImportError("a.so: failed to map segment from shared object"), True),
+        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), True),
+        (RuntimeError("can't start new thread"), True),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), False),
+        (ImportError("No module named 'torch'"), False),
+    ],
+)
+def test_lacks_of_memory_are_known_by_their_kind_and_their_words(error: Exception, lacks: bool) -> None:
+    wrapped = UsageError("cannot be read")
+    wrapped.__cause__ = error
+    assert (lacks_memory(error), lacks_memory(wrapped)) == (lacks, lacks)
 
 
 def test_too_many_files_of_a_process_and_of_the_machine_are_told_apart() -> None:

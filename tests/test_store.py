@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import resource
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet
 import pytest
 from made_runs import as_before
 
@@ -447,6 +449,31 @@ def test_a_run_of_a_newer_version_asks_for_an_upgrade(tmp_path: Path) -> None:
     (filled(tmp_path) / "run.json").write_text(json.dumps({"schema": store.SCHEMA + 1, "novelty": 1}))
     with pytest.raises(UsageError, match="upgrade"):
         read_info(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "said"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), UsageError, "ulimit -n"),
+        (
+            OSError(errno.EIO, "Input/output error"),
+            UsageError,
+            r"Cannot read .*: Input/output error\.$",
+        ),
+        (MemoryError(), MemoryError, ""),
+    ],
+)
+def test_a_table_that_the_machine_cannot_read_now_is_not_to_be_deleted(
+    tmp_path: Path, error: Exception, raised: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    filled(tmp_path)
+    monkeypatch.setattr(pyarrow.parquet, "read_metadata", fails)
+    with pytest.raises(raised, match=said) as caught:
+        read_inferences(tmp_path)
+    assert "delete" not in str(caught.value)
 
 
 def test_a_corrupt_parquet_file_is_named_and_does_not_stop_the_run(tmp_path: Path) -> None:

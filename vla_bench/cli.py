@@ -26,10 +26,12 @@ from vla_bench.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
     EXIT_USAGE,
+    LITTLE_MEMORY,
     WHERE_IT_RUNS,
     PolicyFailure,
     UsageError,
     check_ending,
+    lacks_memory,
     too_many_files,
     unknown_name,
     unwritable,
@@ -275,10 +277,8 @@ def _ended_by(error: BaseException) -> int:
 
 def _limit_of_the_machine(error: BaseException | None) -> UsageError | None:
     """What a user can do about the error, where it is one that any call into the system may raise."""
-    if isinstance(error, MemoryError):
-        return UsageError(
-            "This process got no more memory: end other programs, allow more (ulimit -v), or run less at once."
-        )
+    if lacks_memory(error):
+        return UsageError(LITTLE_MEMORY)
     if not isinstance(error, OSError):
         return None
     if error.errno in (errno.EMFILE, errno.ENFILE):

@@ -93,6 +93,20 @@ def message_of(error: BaseException) -> str:
     return said if len(said) <= _LONGEST_MESSAGE else f"{said[:_LONGEST_MESSAGE]}..."
 
 
+LITTLE_MEMORY = "This process got no more memory: end other programs, allow more (ulimit -v), or run less at once."
+_LITTLE_MEMORY = ("failed to map segment", "Cannot allocate memory", "cannot allocate memory", "can't start new thread")
+
+
+def lacks_memory(error: BaseException | None) -> bool:
+    """Whether it came from a lack of memory, for which loaders and threads have words of their own."""
+    while error is not None:
+        said = str(error) if isinstance(error, (ImportError, OSError, RuntimeError)) else ""
+        if isinstance(error, MemoryError) or any(words in said for words in _LITTLE_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def in_a_line(error: BaseException) -> str:
     """Kind and message: `ValueError: no such joint`."""
     return ": ".join(filter(None, [type(error).__name__, message_of(error)]))
@@ -138,6 +152,13 @@ _ADVICE = {
     errno.ESTALE: "the network disk has lost it, mount it again",
     errno.ENOTCONN: "the disk is no longer mounted, mount it again",
 }
+
+
+def unreadable(file: object, error: Exception) -> UsageError:
+    """An error for a file that the system did not open or read."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return too_many_files(error)
+    return UsageError(f"Cannot read {file}: {getattr(error, 'strerror', None) or error}.")
 
 
 def unwritable(file: object, error: OSError, then: str = "") -> UsageError:

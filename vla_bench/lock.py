@@ -12,7 +12,6 @@ import errno
 import json
 import os
 import socket
-import weakref
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from typing import NamedTuple
 
 from vla_bench.errors import WHERE_IT_RUNS, UsageError
 from vla_bench.files import make_folder, write
+from vla_bench.foreign import forget, keep_private
 
 LOCK, STAND_IN = ".lock", ".lock.held"
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
@@ -80,11 +80,11 @@ class Lock:
     """Holds the lock until `release`, or until the process ends. A forked child does not hold it."""
 
     def __init__(self, path: Path, file: Path, descriptor: int, note: str = "") -> None:
-        self._path, self._file, self._descriptor = path, file, descriptor
+        self._path, self._file = path, file
         self.note = note
         """A sentence for the screen; empty where the kernel keeps the lock."""
-        self._folder = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        _held.add(self)
+        self._folder = keep_private(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        self._descriptor = keep_private(descriptor)
 
     @property
     def held(self) -> bool:
@@ -109,28 +109,11 @@ class Lock:
             import fcntl
 
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # closing is not enough where a child holds a copy
-        self.forget()
-
-    def forget(self) -> None:
-        """Closes what this process holds of it, which is all that a forked child may do."""
-        if self.held:
-            for descriptor in (self._descriptor, self._folder):
-                with suppress(OSError):
-                    os.close(descriptor)
-            self._descriptor = self._folder = -1
-        _held.discard(self)
-
-
-_held: weakref.WeakSet[Lock] = weakref.WeakSet()
-
-
-def _forget_all() -> None:
-    for lock in list(_held):
-        lock.forget()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_all)
+        for descriptor in (self._descriptor, self._folder):
+            forget(descriptor)
+            with suppress(OSError):
+                os.close(descriptor)
+        self._descriptor = self._folder = -1
 
 
 def take(path: Path) -> Lock:

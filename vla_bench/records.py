@@ -17,7 +17,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from vla_bench.errors import UsageError
+from vla_bench.errors import UsageError, unreadable
 
 T = TypeVar("T")
 Read = Callable[[object, str], Any]
@@ -62,7 +62,7 @@ def open_file(file: Path, folder: Path | None = None) -> BinaryIO:
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:  # a NUL in its name is a ValueError
-        raise UsageError(f"Cannot read {file}: {getattr(error, 'strerror', None) or error}.") from error
+        raise unreadable(file, error) from error
     return os.fdopen(descriptor, "rb")
 
 
@@ -98,7 +98,7 @@ def _taken(read: Callable[[], bytes], file: Path) -> bytes:
     try:
         return read()
     except OSError as error:
-        raise UsageError(f"Cannot read {file}: {error.strerror}.") from error
+        raise unreadable(file, error) from error
 
 
 def parsed(text: bytes | str) -> object:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 
-from vla_bench.errors import UsageError, in_a_line, unwritable
+from vla_bench.errors import UsageError, in_a_line, lacks_memory, unreadable, unwritable
 from vla_bench.files import append, opened, remove, temporary_of, truncate, write, write_whole
 from vla_bench.foreign import insist_on_process, is_theirs
 from vla_bench.integrity import (
@@ -285,7 +285,7 @@ class RunStore:
             self._write_info()
             return
         frame, written = _inferences(self.path, self._results, self.info), io.BytesIO()
-        frame.to_parquet(written, index=False)
+        frame.to_parquet(written, engine="pyarrow", index=False)
         content = written.getvalue()
         self._allow_inferences(*self._told().inferences, checksum(content))
         write_whole(self.path / INFERENCES, content)
@@ -780,6 +780,10 @@ def _read_parquet(directory: Path, most: int, told: Checksums | None) -> pd.Data
         try:
             return _table(stream, most)
         except Exception as error:  # damaged files make pyarrow raise errors of nearly every kind
+            if lacks_memory(error):
+                raise
+            if isinstance(error, OSError) and error.errno:
+                raise unreadable(file, error) from error
             said = in_a_line(error) if type(error) is not Misfit else error
             raise UsageError(f"{file} cannot be read ({said}): delete it to go on without these timings.") from error
 
@@ -799,7 +803,9 @@ def _table(stream: BinaryIO, most: int) -> pd.DataFrame:
         raise Misfit(f"{rows} rows in {size} bytes, where the episodes have at most {most} inferences")
     parquet = pq.ParquetFile(stream, metadata=about, read_dictionary=list(TEXTS))
     numbers = {name: kind for name, kind in INFERENCE_DTYPES.items() if kind != "str"}
-    frame: pd.DataFrame = parquet.read([*INFERENCE_DTYPES, *others]).to_pandas(ignore_metadata=True)
+    # Without threads: pyarrow waits for ever for those that it could not start for lack of memory.
+    table = parquet.read([*INFERENCE_DTYPES, *others], use_threads=False)
+    frame: pd.DataFrame = table.to_pandas(use_threads=False, ignore_metadata=True)
     frame = frame.astype({**numbers, **dict.fromkeys(others, "float64")})
     times = ["latency_ms", "queue_ms"]
     if len(frame):

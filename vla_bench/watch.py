@@ -295,7 +295,7 @@ def _work_watched(work: Callable[[], int], stacks: int, parent: int) -> int:
 
 
 def _last_resort(work: Callable[[], int]) -> int:
-    from vla_bench.errors import EXIT_BUG, EXIT_INTERRUPTED
+    from vla_bench.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, LITTLE_MEMORY, lacks_memory
     from vla_bench.text import for_log
 
     try:
@@ -306,9 +306,13 @@ def _last_resort(work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         _say("interrupted.")
         code = EXIT_INTERRUPTED
-    except BaseException:
-        print(for_log(traceback.format_exc()), file=sys.stderr)
-        code = EXIT_BUG
+    except BaseException as error:
+        if lacks_memory(error):  # before `work` could say so: it is much that is imported first
+            _say(LITTLE_MEMORY)
+            code = EXIT_USAGE
+        else:
+            print(for_log(traceback.format_exc()), file=sys.stderr)
+            code = EXIT_BUG
     finish(code)
     return code
 
@@ -412,6 +416,24 @@ def _open_closed_descriptors() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
+def _told_apart(aftermath: Callable[[End], int], end: End) -> int:
+    """What `aftermath` says, in a process of its own: for what it imports, memory may be lacking as it was before."""
+    from vla_bench.errors import EXIT_BROKEN, EXIT_BUG, EXIT_INTERRUPTED
+
+    if (child := os.fork()) == 0:
+        code = EXIT_BUG
+        try:
+            code = aftermath(end)
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code in (EXIT_BROKEN, EXIT_BUG, EXIT_INTERRUPTED):
+        return code
+    _say(f"The process {death(-end.signal if end.signal else end.code)}.")
+    return EXIT_BUG
+
+
 class _Watch:
     """Over the child, until it has ended."""
 
@@ -428,11 +450,11 @@ class _Watch:
     def exit_code(self, aftermath: Callable[[End], int]) -> int:
         status, code = self._wait(), _board.code
         if not self._asked:
-            return aftermath(self._end(status)) if code is None else code
+            return _told_apart(aftermath, self._end(status)) if code is None else code
         from vla_bench.errors import EXIT_INTERRUPTED
 
         if code is None and "runs" in _board.told():
-            code = aftermath(self._end(status))
+            code = _told_apart(aftermath, self._end(status))
         elif code is None:  # nothing was begun
             _say("interrupted.")
         return 128 + self._asked if code in (None, EXIT_INTERRUPTED) else code
