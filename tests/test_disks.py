@@ -248,7 +248,7 @@ def test_it_is_noticed_after_the_last_row_too(tmp_path: Path, happens: Callable[
     run.append(result(1), calls(1))
     happens(run.path)
     with pytest.raises(UsageError) as refusal:
-        run.__exit__(None)
+        run.__exit__(None, None, None)
     assert said in str(refusal.value)
 
 
