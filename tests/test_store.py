@@ -460,7 +460,7 @@ def test_a_run_of_a_newer_version_asks_for_an_upgrade(tmp_path: Path) -> None:
             UsageError,
             r"Cannot read .*: Input/output error\.$",
         ),
-        (MemoryError(), MemoryError, ""),
+        (MemoryError(), MemoryError, "^$"),
     ],
 )
 def test_a_table_that_the_machine_cannot_read_now_is_not_to_be_deleted(
