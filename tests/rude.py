@@ -95,6 +95,7 @@ WAYS: Mapping[str, Callable[[], object]] = {
     "short": lambda: [ActionChunk(np.ones((1, 2), np.float32))],
     "full": raising(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "weights")),
     "abort": os.abort,
+    "exec": lambda: os.execvp("true", ["true"]),
     "close": close_everything,
     "print": print_everywhere,
     "leave": lambda: os.chdir("away"),

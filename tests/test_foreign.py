@@ -148,8 +148,9 @@ def test_results_are_all_that_standard_output_gets(tmp_path: Path) -> None:
         assert f"{said}\n" in done.stderr
 
 
-def test_a_thread_that_ends_the_process_ends_it_as_a_failure(tmp_path: Path) -> None:
-    asked = ["run", "--policy", "rude:Rude", "--policy-args", "how=thread", "--suite", "rude:suite", "--episodes", "1"]
+@pytest.mark.parametrize("how", ["thread", "exec"])
+def test_a_process_that_is_ended_or_replaced_without_a_word_has_failed(how: str, tmp_path: Path) -> None:
+    asked = ["run", "--policy", "rude:Rude", "--policy-args", f"how={how}", "--suite", "rude:suite", "--episodes", "1"]
     ended = watched(lambda: main([*asked, "--out", str(tmp_path / "run")]))
     assert ended.code == 4
     assert "The process ended itself with exit code 0 in infer of the policy 'walker'; 0 of 2 episodes" in ended.said
