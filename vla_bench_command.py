@@ -43,7 +43,6 @@ def _work() -> int:
 
 
 def _aftermath(end: "End") -> int:
-    _load()
     from vla_bench.aftermath import tell
 
     return tell(end)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import json
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from vla_bench.files import write_whole
+from vla_bench.learning import Recipe, Samples, Scales
 from vla_bench.types import (
     ActionChunk,
     ActionSpec,
@@ -49,7 +52,8 @@ def lift(name: str = "toy") -> Suite:
 
 
 class ToyEnv:
-    """State (x, y); an action adds to it. Breaks at step 3 of the task and trial named in the marker file, once."""
+    """State (x, y); an action adds to it. Breaks at step 3, or the one given last, of the task and trial named in the
+    marker file, as often as that says."""
 
     def __init__(self, task: Task, cameras: Sequence[str], marker: Path | None, break_with: str) -> None:
         self.task, self.cameras, self.marker, self.break_with = task, cameras, marker, break_with
@@ -69,8 +73,7 @@ class ToyEnv:
             self.reel.append(self.steps)
             self.past.append(self._now())
             played += 1
-            if self.steps == 3:
-                self._maybe_break()
+            self._maybe_break()
             success = self.position[0] > 5
             if success or self.steps >= self.task.max_steps:
                 break
@@ -81,11 +84,11 @@ class ToyEnv:
     def _maybe_break(self) -> None:
         if self.marker is None or not self.marker.exists():
             return
-        task, trial, times = self.marker.read_text().split()
-        if task != "any" and (task, int(trial)) != (self.task.name, self.trial):
+        task, trial, times, *steps = self.marker.read_text().split()
+        if self.steps != int(*steps or "3") or (task != "any" and (task, int(trial)) != (self.task.name, self.trial)):
             return
         written = self.marker.with_name(f"{self.marker.name}.{os.getpid()}")
-        written.write_text(f"{task} {trial} {int(times) - 1}")
+        written.write_text(" ".join([task, trial, str(int(times) - 1), *steps]))
         written.replace(self.marker)  # in one piece: another worker may be reading it
         if int(times) <= 1:
             self.marker.unlink()
@@ -255,6 +258,45 @@ class Beside(Walker):
         return super().infer(observations)
 
 
+class Pupil(Walker):
+    """A Walker that can be taught."""
+
+    def __init__(self, suite: Suite, size: str, weights_seed: int, device: str, dtype: str) -> None:
+        super().__init__(suite)
+
+    def recipe(self) -> Recipe:
+        return Recipe(steps=6, batch_size=2, learning_rate=0.1, warmup=1)
+
+    def learner(self, recipe: Recipe, state: Scales, action: Scales, seed: int, threads: int) -> Lessons:
+        return Lessons(recipe, seed)
+
+
+class Lessons:
+    """How fast to walk, learnt with noise."""
+
+    def __init__(self, recipe: Recipe, seed: int) -> None:
+        self.recipe, self.seed, self.done, self.speed = recipe, seed, 0, 0.0
+
+    def step(self, samples: Samples) -> Mapping[str, float]:
+        noise = np.random.default_rng([self.seed, self.done]).normal()
+        off = float(samples.actions[..., 0].mean()) + noise - self.speed
+        self.speed += self.recipe.rate(self.done) * off
+        self.done += 1
+        return {"loss": abs(off)}
+
+    def validate(self, batches: Iterable[Samples]) -> Mapping[str, float]:
+        return {"loss": float(np.mean([abs(one.actions[..., 0].mean() - self.speed) for one in batches]))}
+
+    def keep(self, file: Path) -> None:
+        write_whole(file, json.dumps([self.done, self.speed]).encode())
+
+    def resume(self, file: Path) -> None:
+        self.done, self.speed = json.loads(file.read_text())
+
+    def save(self, path: Path, provenance: Mapping[str, str], weights: str) -> None:
+        write_whole(path, str(self.speed).encode())
+
+
 class Looker:
     """Acts on what it sees: forty equal actions from the brightness of the first picture and the noise seed."""
 
@@ -271,6 +313,23 @@ class Looker:
         seen = observation.images[self.spec.cameras[0].name].mean(axis=(0, 1)) / 128 - 1
         noise = np.random.default_rng(observation.seed).normal(size=self.spec.action.dim)
         return np.clip(0.3 * noise + np.resize(seen, noise.shape), -1, 1).astype(np.float32)
+
+
+class Doomed(Looker):
+    """A Looker in whose n-th call the process that watches, or else its own, gets a signal: DOOM is `n signal True`."""
+
+    def __init__(self, suite: Suite) -> None:
+        super().__init__(suite)
+        self.calls = 0
+
+    def infer(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        for _ in observations:
+            self.calls += 1
+            instant, number, watching = os.environ.get("DOOM", "0 0 False").split()
+            if self.calls == int(instant):
+                os.kill(os.getppid() if watching == "True" else os.getpid(), int(number))
+                signal.pause()
+        return super().infer(observations)
 
 
 class Unmade(Walker):

@@ -11,11 +11,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from killing import watched
 
-from vla_bench import aftermath, watch
+from vla_bench import watch
 from vla_bench.foreign import interrupt
 from vla_bench.watch import BOARD, Board, Clock, Overdue, board, death
 
@@ -24,34 +24,8 @@ HANG = ("a" * 40 + "b", r"(a+)+$")
 """What compiled code matches for years, and lets nobody interrupt."""
 
 
-class Ended(NamedTuple):
-    code: int
-    said: str
-
-
 def hang() -> None:
     re.match(HANG[1], HANG[0])
-
-
-def watched(work: Callable[[], int], number: int = 0) -> Ended:
-    """How a command ends that does that work; with a number, its watching process gets that signal once it is ready."""
-    reading, writing = os.pipe()
-    watching = os.fork()
-    if watching == 0:
-        for descriptor in (1, 2):
-            os.dup2(writing, descriptor)
-        for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(stop, signal.SIG_DFL)
-        sys.stdout = sys.stderr = open(writing, "w", buffering=1, closefd=False)  # noqa: SIM115
-        os._exit(watch.command(work, aftermath.tell))
-    os.close(writing)
-    with open(reading, encoding="utf-8", buffering=1) as said:
-        if number:
-            assert said.readline() == "ready\n"
-            os.kill(watching, number)
-        text = said.read()  # to its end: nobody is left who could write
-    _, status = os.waitpid(watching, 0)
-    return Ended(os.waitstatus_to_exitcode(status), text)
 
 
 @pytest.fixture(autouse=True)
@@ -149,7 +123,7 @@ def test_a_worker_that_never_gets_ready_is_overdue(world: World) -> None:
 
 @pytest.mark.parametrize("code", [0, 1, 4, 64])
 def test_the_exit_code_is_that_of_the_work(code: int) -> None:
-    assert watched(lambda: code) == (code, "")
+    assert watched(lambda: code)[:2] == (code, "")
 
 
 def raises() -> int:
@@ -161,10 +135,10 @@ def leaves() -> int:
 
 
 def test_no_error_of_ours_ends_with_the_code_of_a_verdict() -> None:
-    code, said = watched(raises)
+    code, said, _ = watched(raises)
     assert code == 70
     assert "RuntimeError: a bug" in said
-    assert watched(leaves) == (0, "")
+    assert watched(leaves)[:2] == (0, "")
 
 
 def overruns() -> int:
@@ -174,7 +148,7 @@ def overruns() -> int:
 
 
 def test_a_call_that_nothing_interrupts_is_ended_and_its_policy_named() -> None:
-    code, said = watched(overruns)
+    code, said, _ = watched(overruns)
     assert code == 4
     assert "vla-bench: The policy 'pi0' took longer than --timeout 0.2 s in infer and could not be stopped" in said
     assert "in hang" in said, "where it hung"
@@ -188,7 +162,7 @@ def hangs_in_the_simulator() -> int:
 
 
 def test_a_simulator_that_hangs_is_ended_and_its_episode_named() -> None:
-    code, said = watched(hangs_in_the_simulator)
+    code, said, _ = watched(hangs_in_the_simulator)
     assert code == 4
     assert "took longer than --episode-timeout 0.2 s for Lift trial 3 and was ended" in said
 
@@ -201,7 +175,7 @@ def given_up_and_hangs() -> int:
 
 
 def test_what_a_call_that_was_given_up_holds_up_is_ended() -> None:
-    code, said = watched(given_up_and_hangs)
+    code, said, _ = watched(given_up_and_hangs)
     assert code == 4
     assert "The process did not end and was ended; the last call of the policy was infer of 'pi0'." in said
 
@@ -231,7 +205,7 @@ def is_killed() -> int:
     ],
 )
 def test_a_process_that_ends_without_a_word_is_told_of(work: Callable[[], int], expected: int, sentence: str) -> None:
-    code, said = watched(work)
+    code, said, _ = watched(work)
     assert code == expected
     assert said.splitlines()[-1] == sentence
 
@@ -243,7 +217,7 @@ def finishes_and_hangs() -> int:
 
 
 def test_what_hangs_after_the_result_is_known_does_not_change_it() -> None:
-    assert watched(finishes_and_hangs) == (2, "")
+    assert watched(finishes_and_hangs)[:2] == (2, "")
 
 
 def copies_itself() -> int:
@@ -255,7 +229,7 @@ def copies_itself() -> int:
 
 
 def test_a_forked_copy_has_no_result() -> None:
-    assert watched(copies_itself)[0] == 3
+    assert watched(copies_itself).code == 3
 
 
 # Signals
@@ -310,9 +284,9 @@ def not_yet_heeds() -> int:
 def test_a_signal_ends_whatever_is_done_with_a_sentence(
     number: signal.Signals, expected: int, work: Callable[[], int]
 ) -> None:
-    started = time.monotonic()
-    assert watched(work, number) == (expected, "vla-bench: interrupted.\n")
-    assert time.monotonic() - started < 5
+    code, said, seconds = watched(work, number)
+    assert (code, said) == (expected, "vla-bench: interrupted.\n")
+    assert seconds < 5
 
 
 def ignores_hangups() -> int:
@@ -328,14 +302,28 @@ def test_what_was_to_be_ignored_is_ignored(monkeypatch: pytest.MonkeyPatch) -> N
 
     command = watch.command
     monkeypatch.setattr(watch, "command", nohup)
-    assert watched(ignores_hangups, signal.SIGHUP) == (0, "")
+    assert watched(ignores_hangups, signal.SIGHUP)[:2] == (0, "")
 
 
 @pytest.mark.parametrize("work", [waits, waits_deaf])
 def test_no_process_outlives_the_one_that_watches(work: Callable[[], int]) -> None:
-    started = time.monotonic()
-    assert watched(work, signal.SIGKILL) == (-9, "")
-    assert time.monotonic() - started < 5
+    code, said, seconds = watched(work, signal.SIGKILL)
+    assert (code, said) == (-9, "")
+    assert seconds < 5
+
+
+def asks_a_child_that_hangs() -> int:
+    code = "import ctypes; print('ready', flush=True); ctypes.PyDLL(None).sleep(60)"
+    return subprocess.run([sys.executable, "-c", watch.mortal(code, 60)], check=False).returncode
+
+
+def test_a_child_that_is_asked_something_ends_with_the_process_that_asked() -> None:
+    assert watched(asks_a_child_that_hangs, signal.SIGKILL).seconds < 5
+
+
+def test_a_child_that_nobody_ends_ends_itself() -> None:
+    code = watch.mortal("import ctypes; ctypes.PyDLL(None).sleep(60)", -4)
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGALRM
 
 
 def test_signals_in_the_first_instants_of_the_command_end_in_a_sentence() -> None:

@@ -6,30 +6,50 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from vla_bench.errors import EXIT_BROKEN, EXIT_BUG, EXIT_INTERRUPTED, UsageError
-from vla_bench.store import ERRORS, read_episodes, read_info
 from vla_bench.text import for_log, for_terminal
 from vla_bench.watch import End, death
 
 
 def tell(end: End) -> int:
-    """Prints the sentence on the end of a command, leaves stacks in errors.log, and returns the exit code."""
-    runs = [Path(run) for run in end.told.get("runs", ())]
-    kept = [keep_stacks(run, why_it_ended(end), end.stacks) for run in runs if end.stacks]
+    """Says what the process could not say, and writes it to the runs it was writing to; the exit code."""
+    runs: Mapping[str, str] = end.told.get("runs", {})
+    code, said = end.result, end.asked and end.told.get("said")
+    if code is None:
+        code = EXIT_INTERRUPTED if end.asked else EXIT_BROKEN if _is_known(end) else EXIT_BUG
+        if not said:  # else it was only to print a table
+            _say(end, runs)
+    for run in runs:
+        _record(Path(run), "interrupted" if end.asked else "failed")
+    return code
+
+
+def _is_known(end: End) -> bool:
+    """Whether somebody else's code, or the machine, is known to have ended it."""
+    at_work = end.told.get("runs") or end.turn or end.told.get("doing")
+    return bool(at_work or end.overdue or end.signal == signal.SIGKILL)
+
+
+def _say(end: End, runs: Mapping[str, str]) -> None:
+    kept = [keep_stacks(Path(run), why_it_ended(end), end.stacks) for run in runs if end.stacks]
     if end.stacks and not any(kept):
         print(for_log(end.stacks), file=sys.stderr)
-    where = [f"where it was is in {run / ERRORS}" for run, there in zip(runs, kept, strict=False) if there]
-    facts = [*map(how_far, runs), *where[:1]]
-    begun = "\n" * bool(runs)  # below the progress bar
-    said = f"{why_it_ended(end)}{_listed(facts)} {_advice(end, runs)}".rstrip()
-    print(f"{begun}vla-bench: {for_terminal(said)}", file=sys.stderr)
-    if end.asked:
-        return EXIT_INTERRUPTED
-    known = runs or end.turn or end.told.get("doing") or end.overdue or end.signal == signal.SIGKILL
-    return EXIT_BROKEN if known else EXIT_BUG
+    done = [*runs.values(), *filter(None, [end.told.get("done")])]
+    where = [f"where it was is in {file}" for file in kept if file][:1]
+    sentence = f"{'; '.join([why_it_ended(end), *done, *where])}. {_advice(end) if done else ''}".rstrip()
+    begun = "\n" * bool(done)  # below the progress bar
+    print(f"{begun}vla-bench: {for_terminal(sentence)}", file=sys.stderr)
+
+
+def _record(run: Path, state: Literal["interrupted", "failed"]) -> None:
+    with contextlib.suppress(OSError, UsageError, MemoryError, ImportError):  # then it stays as one that is killed
+        from vla_bench.store import record_ending  # takes a second, and the user has been told
+
+        record_ending(run, state)
 
 
 def why_it_ended(end: End) -> str:
@@ -49,7 +69,7 @@ def why_it_ended(end: End) -> str:
         )
     if end.overdue:
         return f"The process did not end and was ended; the last call of the policy was {method} of {policy!r}"
-    how = death(-end.signal if end.signal else end.code)
+    how = death(-end.signal if end.signal else end.status)
     if not end.turn and (doing := end.told.get("doing")):
         return f"{doing}: the process {how}"
     return f"The process {how} {_during(end)}".rstrip()
@@ -61,36 +81,20 @@ def _during(end: End) -> str:
     return f"while the simulator played {end.told.get('episode', '')}" if end.turn else ""
 
 
-def _advice(end: End, runs: Sequence[Path]) -> str:
-    if not runs:
-        return ""
+def _advice(end: End) -> str:
     if end.overdue and end.overdue.who == "simulator" and not end.asked:
         return "The same command resumes; with --workers 2 it also tries such an episode again, and goes on without it."
     return "The same command resumes."
 
 
-def _listed(facts: Sequence[str]) -> str:
-    return "".join(f"; {fact}" for fact in facts) + "."
-
-
-def how_far(run: Path) -> str:
-    """How many of a run's episodes are stored."""
+def keep_stacks(run: Path, heading: str, stacks: str) -> Path | None:
+    """The run's errors.log with the stacks added; None where they could not be."""
     try:
-        planned = read_info(run).plan.get("planned")
-    except UsageError:
-        return f"what is stored is in {run}"
-    judged = 0
-    with contextlib.suppress(UsageError):  # there is none yet
-        judged = sum(row.success is not None for row in read_episodes(run))
-    return f"{judged} of {planned} episodes are stored in {run}"
+        from vla_bench.store import ERRORS
 
-
-def keep_stacks(run: Path, heading: str, stacks: str) -> bool:
-    """Whether the stacks could be added to the run's errors.log."""
-    try:
         with (run / ERRORS).open("ab") as log:
             log.write(f"{for_terminal(heading)}\n{for_log(stacks)}\n\n".encode())
             os.fsync(log.fileno())
-    except OSError:
-        return False
-    return True
+    except (OSError, MemoryError, ImportError):
+        return None
+    return run / ERRORS

@@ -263,6 +263,8 @@ def _ended_by(error: BaseException) -> int:
         code, said = EXIT_INTERRUPTED, "interrupted."
     elif limit := _limit_of_the_machine(error.__cause__ if isinstance(error, PolicyFailure) else error):
         code, said = EXIT_USAGE, str(limit)
+    elif watch.was_asked_to_stop() and watch.board().told().get("said"):
+        return EXIT_INTERRUPTED
     elif watch.was_asked_to_stop():  # in the midst of an import, say
         code, said = EXIT_INTERRUPTED, "interrupted."
     elif isinstance(error, PolicyFailure):
@@ -345,11 +347,13 @@ def _run(arguments: list[str]) -> int:
         outcome = run(config, progress)
     for note in outcome.notes:
         _say(note)
+    if outcome.interrupted:  # who is in a hurry is told first: a table takes a second
+        _say_interrupted(_done(outcome))
     if outcome.judged or outcome.broken:
         _print_run(str(outcome.path), config.json)
     if outcome.judged and config.policy == "replay":
         _print_replay(config, outcome)
-    return _ending(outcome)
+    return EXIT_INTERRUPTED if outcome.interrupted else _ending(outcome)
 
 
 def _print_replay(config: RunConfig, outcome: Outcome) -> None:
@@ -364,18 +368,21 @@ def _print_replay(config: RunConfig, outcome: Outcome) -> None:
         _say(said)
 
 
+def _done(outcome: Outcome) -> str:
+    return f"{outcome.judged} of {outcome.planned} episodes are stored in {outcome.path}"
+
+
 def _ending(outcome: Outcome) -> int:
     """The last sentences and the exit code of a run."""
+    if outcome.interrupted:
+        return _say_interrupted(_done(outcome))
     if outcome.films_lost:
         _say(outcome.films_lost)
-    done = f"{outcome.judged} of {outcome.planned} episodes are stored in {outcome.path}"
+    done = _done(outcome)
     if outcome.failure:
         trace = f"the traceback is in {outcome.path / 'errors.log'}"
         _say(f"{outcome.failure} {done}; {trace}.")
         return EXIT_BROKEN
-    if outcome.interrupted:
-        _say(f"interrupted; {done}. The same command resumes.")
-        return EXIT_INTERRUPTED
     if outcome.broken:
         plural = "episode" if outcome.broken == 1 else "episodes"
         _say(
@@ -424,12 +431,12 @@ def _duel(arguments: list[str]) -> int:
         result = duel.duel(config, progress.score)
     for note in result.notes:
         _say(note)
+    if result.interrupted:
+        _say_interrupted(f"{result.played} of {result.planned} planned rollouts are stored in {result.path}")
     if config.json:
         _tell_json(duel.to_json(result))
     else:
         _tell(duel.render_text(result))
-    if result.interrupted:
-        _say("interrupted; the same command resumes.")
     if result.films_lost:
         _say(result.films_lost)
     if result.failure:
@@ -552,9 +559,7 @@ def _train(arguments: list[str]) -> int:
     with _TrainProgress() as progress:
         trained = train(config, progress)
     if trained.done < trained.steps:
-        done = f"{trained.done} of {trained.steps} steps are kept in {config.folder}"
-        _say(f"interrupted; {done}. The same command resumes.")
-        return EXIT_INTERRUPTED
+        return _say_interrupted(f"{trained.done} of {trained.steps} steps are kept in {config.folder}")
     _tell(for_terminal(f"{trained.path}: {trained.steps} steps; the losses are in {trained.log}"))
     return EXIT_DONE
 
@@ -802,6 +807,13 @@ def _insist_told() -> None:
 def _say(sentence: str) -> None:
     """Tells the user something on standard error, in one line."""
     print(f"vla-bench: {for_terminal(sentence)}", file=screen.messages(), flush=True)
+
+
+def _say_interrupted(done: str) -> int:
+    """Says so, once, and how far the command has come; the exit code."""
+    _say(f"interrupted; {done}. The same command resumes.")
+    watch.board().tell(said=True)
+    return EXIT_INTERRUPTED
 
 
 def _print_trace(error: BaseException | None) -> None:

@@ -22,6 +22,7 @@ from vla_bench.provenance import is_half_removed
 from vla_bench.registry import broken_plugins, plugin_paths, unimportable
 from vla_bench.simulators import can_be_written, known_bad, pin, requirements, temporary_folder, usual_caches
 from vla_bench.text import terminal_text
+from vla_bench.watch import mortal
 
 _OURS = "vla-bench"
 _BASE = ("gymnasium", "numpy", "pandas", "pyarrow")  # looked for even where our own metadata is missing
@@ -339,7 +340,7 @@ def _python_child(code: str, timeout_s: float) -> subprocess.CompletedProcess[st
     The folder one is in, which may hold a clone of LIBERO or a json.py, is not where a run looks.
     """
     return subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path[:] = filter(None, sys.path)\n{code}"],
+        [sys.executable, "-c", f"import sys; sys.path[:] = filter(None, sys.path)\n{mortal(code, timeout_s)}"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",

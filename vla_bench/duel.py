@@ -27,7 +27,17 @@ from vla_bench.pairing import counted, episode_name, policy_title
 from vla_bench.paths import TakesPaths, UserPath, returning
 from vla_bench.renderers import MARK, drawn, likeness
 from vla_bench.rollout import Rollout
-from vla_bench.runner import MAX_BROKEN_IN_A_ROW, Job, finish, keep, other_pixels, play, prepare, record_seconds
+from vla_bench.runner import (
+    MAX_BROKEN_IN_A_ROW,
+    Job,
+    finish,
+    keep,
+    other_pixels,
+    play,
+    prepare,
+    record_seconds,
+    tell_board,
+)
 from vla_bench.stats import Interval
 from vla_bench.stats_anytime import confidence_sequence, paired_confidence_sequence, paired_e_value
 from vla_bench.store import ERRORS, RunStore
@@ -222,9 +232,11 @@ def duel(config: DuelConfig, watch: Watch = lambda score, pairs: None) -> Duel:
 def _duel(config: DuelConfig, watch: Watch) -> Duel:
     jobs = [prepare(run) for run in config.configs()]
     order = trial_major(jobs[0].episodes)[: config.max_episodes]
-    with _open(jobs[0], order) as store_a, _open(jobs[1], order) as store_b:
-        board().tell(runs=[str(store_a.path), str(store_b.path)])
+    folders = [str(job.config.path()) for job in jobs]
+    with board().writing(*folders), _open(jobs[0], order) as store_a, _open(jobs[1], order) as store_b:
         board().limit_episodes(config.episode_timeout)
+        for store in (store_a, store_b):
+            tell_board(store)
         corners = (_Corner(jobs[0], store_a), _Corner(jobs[1], store_b))
         other = [note for corner in corners for note in other_pixels(corner.job, corner.store, corner.todo(order))]
         fight = _Fight(corners, order, Score(config.alpha), watch)

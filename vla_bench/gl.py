@@ -28,6 +28,7 @@ from vla_bench.pixels import View, paint, pixel_hash
 from vla_bench.renderers import Drawn
 from vla_bench.simulators import can_be_written, user_cache
 from vla_bench.types import Quality
+from vla_bench.watch import mortal
 
 _ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
     "osmesa": {"MUJOCO_GL": "osmesa", "PYOPENGL_PLATFORM": "osmesa"},
@@ -40,6 +41,8 @@ _IMAGE_PX = 256
 _SETTING = "" if multiprocessing.parent_process() else os.environ.get("MUJOCO_GL", "")
 """What the user asked for: `use_backend` has not been called yet. A worker inherits what was chosen."""
 _ROOT = Path(__file__).parent.parent  # vla_bench is importable here, and files of the user's are not
+_ASK_US = "from vla_bench.gl import main; main()"
+_LONGEST_ANSWER_S = 60
 _SCENE = """
 <mujoco><worldbody>
   <light pos="0 0 3"/> <geom type="plane" size="1 1 .1" rgba=".2 .4 .8 1"/>
@@ -165,8 +168,19 @@ def device_problem(environ: Mapping[str, str] = os.environ) -> str:
 
 def _egl_devices() -> int:
     """How many devices EGL has, asked in a child process; 0 when it does not say."""
-    command = [sys.executable, "-c", "from vla_bench.gl import main; main()", "devices"]
-    child = subprocess.run(command, cwd=_ROOT, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    command = [sys.executable, "-c", mortal(_ASK_US, _LONGEST_ANSWER_S), "devices"]
+    try:
+        child = subprocess.run(
+            command,
+            cwd=_ROOT,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_LONGEST_ANSWER_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return 0
     lines = child.stdout.split()
     return int(lines[-1]) if child.returncode == 0 and lines and lines[-1].isdecimal() else 0
 
@@ -183,7 +197,7 @@ def _not_installed(library: str) -> str:
     return f"lib{library}.so is not installed"
 
 
-def probe(backend: str, timeout_s: float = 60, views: Sequence[View] = ()) -> GlProbe:
+def probe(backend: str, timeout_s: float = _LONGEST_ANSWER_S, views: Sequence[View] = ()) -> GlProbe:
     """Whether that back end renders a tiny MuJoCo scene, tried in a child process: drivers may crash or hang.
 
     With views the probe scene is painted instead, and not timed.
@@ -194,7 +208,7 @@ def probe(backend: str, timeout_s: float = 60, views: Sequence[View] = ()) -> Gl
         return GlProbe(backend, works=False, error=said)
     try:
         child = subprocess.run(
-            _child_command(backend, views),
+            _child_command(backend, timeout_s, views),
             env={**os.environ, **_ENVIRONMENT[backend]},
             cwd=_ROOT,
             capture_output=True,
@@ -275,8 +289,8 @@ def _death(child: subprocess.CompletedProcess[str]) -> str:
     return (child.stderr.strip().splitlines() or ["it failed without a message"])[-1]
 
 
-def _child_command(backend: str, views: Sequence[View] = ()) -> list[str]:
-    return [sys.executable, "-c", "from vla_bench.gl import main; main()", "render", backend, json.dumps(views)]
+def _child_command(backend: str, timeout_s: float, views: Sequence[View] = ()) -> list[str]:
+    return [sys.executable, "-c", mortal(_ASK_US, timeout_s), "render", backend, json.dumps(views)]
 
 
 def _render(backend: str) -> GlProbe:

@@ -252,9 +252,10 @@ def _run(config: RunConfig, watcher: Watcher, keeper: Keeper | None) -> Outcome:
     if not config.overwrite and (rows := finished(job.config.path(), job.info, job.episodes)):
         watcher.start(path, len(job.episodes), rows, [*told, *_not_again(job, [])])
         return _outcome(job, path, rows)
-    with RunStore.open(job.config.path(), job.info, config.overwrite, job.episodes) as store:
-        board().tell(runs=[str(store.path)])
+    folder = job.config.path()
+    with board().writing(str(folder)), RunStore.open(folder, job.info, config.overwrite, job.episodes) as store:
         board().limit_episodes(config.episode_timeout)
+        tell_board(store)
         todo = [episode for episode in job.episodes if episode not in store.done()]
         notes = [*told, *store.notes, *_not_again(job, todo), *other_pixels(job, store, todo)]
         watcher.start(path, len(job.episodes), store.rows(job.episodes), notes)
@@ -348,11 +349,19 @@ def record_seconds(store: RunStore, seconds: float) -> None:
     store.record_provenance(run_seconds=round(float(str(earlier)) + seconds, 3))
 
 
+def tell_board(store: RunStore) -> None:
+    """How far the run has come: for whoever has to say so when this process no longer can."""
+    if status := store.info.status:
+        said = f"{status.judged} of {status.planned} episodes are stored in {store.path}"
+        board().stored(str(store.path), said)
+
+
 def keep(rollout: Rollout, config: RunConfig, store: RunStore) -> None:
     """Store the row, the inferences and, where asked for or needed, actions and traceback."""
     if config.record_actions and rollout.result.success is not None:
         record_actions(config.record_actions, rollout.result.episode, rollout.actions)
     store.append(rollout.result, rollout.inferences)
+    tell_board(store)
     if rollout.trace:
         store.log_error(str(rollout.result.episode), rollout.trace)
 

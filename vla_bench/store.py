@@ -348,6 +348,20 @@ class RunStore:
             raise unwritable(self.path / name, error, then) from error
 
 
+def record_ending(path: str | Path, state: State) -> None:
+    """Says in run.json how a session ended whose process could not. Raises UsageError, also when there is another."""
+    if not (Path(path) / RUN).exists():
+        return
+    with _failure(Path(path)):
+        lock = take(Path(path))
+        try:
+            info = read_info(path)
+            if info.status and info.status.state == "started":
+                write_whole(Path(path) / RUN, _text_of(replace(info, status=replace(info.status, state=state))))
+        finally:
+            lock.release()
+
+
 def read_info(path: str | Path, *, whatever: bool = False) -> RunInfo:
     """What run.json of that run says, of an older one as if it were written today.
 

@@ -34,7 +34,7 @@ from vla_bench.registry import find_policy, make_policy
 from vla_bench.secrets import redacted
 from vla_bench.train_log import LossLog
 from vla_bench.training_data import Moments, TrainingData, read_training_data
-from vla_bench.watch import is_watched
+from vla_bench.watch import board, is_watched
 
 SETTINGS, STATE = "settings.json", "state.pt"
 VALIDATED = 512
@@ -280,6 +280,7 @@ def _keep(
     lesson.log.add(done, lesson.recipe.rate(done - 1), clock.minutes, losses, validation)
     with blaming(lesson.policy.spec.name, "keep"):
         lesson.learner.keep(lesson.config.folder / STATE)
+    board().tell(done=f"{done} of {lesson.recipe.steps} steps are kept in {lesson.config.folder}")
 
 
 def _about(lesson: _Lesson) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import json
+import math
 import mmap
 import os
 import signal
@@ -78,6 +79,17 @@ class Board:
             text = json.dumps(self._told).encode()[: _PAGE - 1] + b"\0"
             self._text[page * _PAGE : page * _PAGE + len(text)] = text
             self._set("page", page)  # last: a page is read whole or not at all
+
+    @contextlib.contextmanager
+    def writing(self, *folders: str) -> Iterator[None]:
+        """Inside, runs are written to those folders; unless something is raised, all is said of them afterwards."""
+        self.tell(runs={folder: f"what is stored is in {folder}" for folder in folders})
+        yield
+        self.tell(runs={})
+
+    def stored(self, folder: str, said: str) -> None:
+        """What is to be said of the run in that folder from now on."""
+        self.tell(runs={**self._told.get("runs", {}), folder: said})
 
     @contextlib.contextmanager
     def simulator(self, episode: str) -> Iterator[None]:
@@ -233,6 +245,13 @@ def die_with(parent: int) -> None:
         os._exit(128 + signal.SIGKILL)
 
 
+def mortal(code: str, seconds: float) -> str:
+    """The same Python code for a child of this process, which ends with it, and soon after so many seconds anyway."""
+    bound = "sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)"  # as die_with, without importing us
+    late = f"os.getppid() == {os.getpid()} or os._exit(1)"
+    return f"import ctypes, os, signal, sys; signal.alarm({math.ceil(seconds) + 5}); {bound}; {late}\n{code}"
+
+
 def _follow(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
@@ -353,13 +372,17 @@ def _say(sentence: str) -> None:
 class End(NamedTuple):
     """How the process that worked ended, where that was not as it should."""
 
+    result: int | None
+    """The exit code that it had come to, and said why; None when it could not."""
+
     asked: int
     """The signal by which somebody had asked it to stop, 0 when nobody had."""
     overdue: Overdue | None
     """Why it had to be ended."""
     signal: int
     """What ended it; 0 when it left by itself."""
-    code: int
+    status: int
+    """The one it left with."""
     turn: str
     told: dict[str, Any]
     stacks: str
@@ -369,8 +392,8 @@ class End(NamedTuple):
 def command(work: Callable[[], int], aftermath: Callable[[End], int]) -> int:
     """The exit code of `work`, which is done in a child of this process.
 
-    When the child could not end by itself, `aftermath` says why and has the exit code. Where a debugger or profiler
-    looks on, or a second process is not to be had, the work is done here.
+    When the child could not end by itself, or not in order, `aftermath` sees to the rest and has the exit code. Where
+    a debugger or profiler looks on, or a second process is not to be had, the work is done here.
     """
     if _is_watched or not _can_fork():
         return work()
@@ -430,7 +453,7 @@ def _told_apart(aftermath: Callable[[End], int], end: End) -> int:
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if code in (EXIT_BROKEN, EXIT_BUG, EXIT_INTERRUPTED):
         return code
-    _say(f"The process {death(-end.signal if end.signal else end.code)}.")
+    _say(f"The process {death(-end.signal if end.signal else end.status)}.")
     return EXIT_BUG
 
 
@@ -449,23 +472,24 @@ class _Watch:
 
     def exit_code(self, aftermath: Callable[[End], int]) -> int:
         status, code = self._wait(), _board.code
+        if code is None:
+            code = _told_apart(aftermath, self._end(status, None))
+        elif self._asked and _board.told().get("runs"):  # it had no time to write how they ended
+            _told_apart(aftermath, self._end(status, code))
         if not self._asked:
-            return _told_apart(aftermath, self._end(status)) if code is None else code
+            return code
         from vla_bench.errors import EXIT_INTERRUPTED
 
-        if code is None and "runs" in _board.told():
-            code = _told_apart(aftermath, self._end(status))
-        elif code is None:  # nothing was begun
-            _say("interrupted.")
-        return 128 + self._asked if code in (None, EXIT_INTERRUPTED) else code
+        return 128 + self._asked if code == EXIT_INTERRUPTED else code
 
-    def _end(self, status: int) -> End:
+    def _end(self, status: int, result: int | None) -> End:
         self._read_stacks()
         return End(
+            result=result,
             asked=self._asked,
             overdue=self._overdue,
             signal=os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0,
-            code=os.WEXITSTATUS(status) if os.WIFEXITED(status) else 0,
+            status=os.WEXITSTATUS(status) if os.WIFEXITED(status) else 0,
             turn=_board.turn().who,
             told=_board.told(),
             stacks=self._stacks.decode("utf-8", "replace"),
