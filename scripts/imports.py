@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 
 import vla_bench
+from vla_bench.gl import use_backend
 from vla_bench.simulators import use_numba_cache
 
 IN_FUNCTIONS = (
@@ -35,6 +36,7 @@ IN_FUNCTIONS = (
 """What is imported late, inside functions, or by the tools."""
 
 if __name__ == "__main__":
+    use_backend()
     use_numba_cache()
     ours = [module.name for module in pkgutil.walk_packages(vla_bench.__path__, "vla_bench.")]
     for name in (*ours, *IN_FUNCTIONS):

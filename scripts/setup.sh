@@ -50,8 +50,9 @@ gl() {
 }
 
 finish() { # bytecode is made now, by importing: what root has set up for others can be written to by nobody later
-    [ "$(id -u)" -ne 0 ] || "$venv/bin/python" scripts/imports.py
-    exit
+    [ "$(id -u)" -ne 0 ] || "$venv/bin/python" scripts/imports.py ||
+        echo "setup: not all bytecode could be made, see above: commands start more slowly for others than root"
+    exit 0
 }
 
 gl && finish
