@@ -20,7 +20,6 @@ IN_FUNCTIONS = (
         "matplotlib.backends.backend_svg",
         "scipy.stats",
         "scipy.optimize",
-        "imageio",
         "tyro",
         "tqdm",
     ),
