@@ -16,7 +16,7 @@ echo "newest: not in the lock yet (nothing where the list is empty):"
 sed -n 's/^\([a-z0-9-]*==[^ ]*\).*/\1/p' requirements/lock.txt requirements/torch.txt requirements/installer.txt |
     sort | comm -23 "$venv/newest" - | grep -v -E '^(nvidia|cuda|triton|pip=|-e)' || true
 
-"$venv/bin/python" scripts/smoke.py
+VENV=$venv sh scripts/smoke.sh
 "$venv/bin/pytest" -n 2 --dist loadscope -m "not slow and not sim" \
     tests/test_openvla.py tests/test_pi0_model.py tests/test_reconvla_model.py tests/test_diffusion_policy_model.py \
     tests/test_checkpoints.py tests/test_store.py tests/test_tables.py tests/test_plots.py

@@ -1,5 +1,5 @@
 #!/bin/sh
-# pythons.sh VERSION...: for each of these Pythons (3.10 3.13), install the lock into .venv-VERSION and take scripts/smoke.py's
+# pythons.sh VERSION...: for each of these Pythons (3.10 3.13), install the lock into .venv-VERSION and take scripts/smoke.sh's
 # walk. Looks for pythonVERSION on the path and among pyenv's. Run by `make test-pythons`.
 set -eu
 cd "$(dirname "$0")/.."
@@ -14,5 +14,5 @@ for version in "$@"; do
     python=$(find_python "$version")
     [ -n "$python" ] || { echo "pythons: no Python $version here (pyenv install $version)" >&2 && exit 1; }
     PYTHON="$python" VENV=".venv-$version" sh scripts/setup.sh
-    ".venv-$version/bin/python" scripts/smoke.py
+    VENV=".venv-$version" sh scripts/smoke.sh
 done
