@@ -26,8 +26,9 @@ pip="$venv/bin/python -m pip"
 # their hashes.
 $pip install -qq --require-hashes -r requirements/installer.txt
 . scripts/uv.sh
+# Bytecode is made now: a virtual environment that root set up for others can be written to by nobody later.
 install() {
-    "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" "$@" || {
+    "$venv/bin/uv" pip install --quiet --compile-bytecode --python "$venv/bin/python" "$@" || {
         echo "setup: uv did not get through, see above; pip installs the same, which takes longer"
         $pip install -qq "$@"
     }
@@ -49,17 +50,10 @@ gl() {
     "$venv/bin/python" -c 'from vla_bench.gl import main; main()' "$@"
 }
 
-finish() { # bytecode is made now, by importing: what root has set up for others can be written to by nobody later
-    [ "$(id -u)" -ne 0 ] || "$venv/bin/python" scripts/imports.py ||
-        echo "setup: not all bytecode could be made, see above: commands start more slowly for others than root"
-    exit 0
-}
-
-gl && finish
+gl && exit 0
 install=$(gl packages)
 [ -n "$install" ] || stop "rendering does not work, see above; $venv/bin/vla-bench doctor says more."
 [ "$(id -u)" -eq 0 ] || stop "system packages are missing. Type: $install    and then make again."
 echo "setup: $install"
 DEBIAN_FRONTEND=noninteractive sh -c "$install" || stop "this failed: $install"
 gl || stop "rendering does not work, see above; $venv/bin/vla-bench doctor says more."
-finish
