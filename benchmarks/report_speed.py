@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from vla_bench import store
+from vla_bench.integrity import protocol_hash
 from vla_bench.store import RunInfo
 from vla_bench.types import EpisodeResult
 
@@ -43,8 +44,13 @@ def synthetic_run(path: Path, policy: str, suite: str, *, skill: float, episodes
     lines = "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows)
     (path / store.EPISODES).write_text(lines, encoding="utf-8")
     _inferences(rows, rng).to_parquet(path / store.INFERENCES, index=False)
-    info = json.dumps(dataclasses.asdict(_info(policy, suite, names, episodes)), indent=2)
-    (path / store.RUN).write_text(info, encoding="utf-8")
+    info = {
+        name: fact
+        for name, fact in dataclasses.asdict(_info(policy, suite, names, episodes)).items()
+        if fact is not None
+    }
+    before_checksums = {**info, "schema": 2}
+    (path / store.RUN).write_text(json.dumps(before_checksums, indent=2), encoding="utf-8")
     return path
 
 
@@ -113,7 +119,7 @@ def _info(policy: str, suite: str, tasks: list[str], episodes: int) -> RunInfo:
         | {"weights": hashlib.sha256(policy.encode()).hexdigest()},
         plan={"episodes": episodes},
         protocol=protocol,
-        protocol_hash=f"{suite[:6]:_<6}abcdef",
+        protocol_hash=protocol_hash(protocol),
         provenance={"started": "2026-01-01T00:00:00+00:00", "versions": {"mujoco": "3.2.3"}, "run_seconds": 3600.0},
         control_hz=20.0,
     )
