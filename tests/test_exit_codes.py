@@ -36,6 +36,7 @@ COMMANDS: Mapping[str, str] = {
     "leaderboard": "{runs}",
     "report": "{good} --out {out}",
     "list": "tasks rude:suite",
+    "fsck": "{good}",
 }
 WORKS: Mapping[str, str] = {
     "run": "runner.make_suite",
@@ -50,6 +51,7 @@ WORKS: Mapping[str, str] = {
     "leaderboard": "leaderboard.load_leaderboard",
     "report": "report.write_report",
     "list": "registry.make_suite",
+    "fsck": "fsck.examine",
 }
 """What each command calls first of its own work."""
 

@@ -71,6 +71,7 @@ LAYERS = (
         "probe_inputs",
         "sights",
         "examine",
+        "fsck",
     },
     {"aftermath"},
     {"cli", "pytest_plugin"},

@@ -20,6 +20,7 @@ from vla_bench.config import RunConfig
 from vla_bench.convert import ConvertConfig
 from vla_bench.duel import DuelConfig
 from vla_bench.errors import UsageError
+from vla_bench.fsck import FsckConfig
 from vla_bench.pytest_plugin import verdict
 from vla_bench.registry import find_policy, make_suite
 from vla_bench.runner import plan, select_tasks
@@ -129,7 +130,7 @@ def vla_bench(words: list[str]) -> None:
         "run": RunConfig, "show": cli.ShowConfig, "compare": cli.CompareConfig, "duel": DuelConfig,
         "check": cli.CheckConfig, "leaderboard": cli.LeaderboardConfig, "report": cli.ReportConfig,
         "collect": CollectConfig, "train": TrainConfig, "convert": ConvertConfig, "list": cli.ListConfig,
-        "doctor": cli.DoctorConfig,
+        "doctor": cli.DoctorConfig, "fsck": FsckConfig,
     }  # fmt: skip
     command, *given = words
     assert command in kinds

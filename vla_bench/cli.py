@@ -64,6 +64,7 @@ Find out how good a vision-language-action policy is, on your own machine.
   convert      an official checkpoint to a directory of ours, proved to answer the same
   list         suites, tasks of a suite, policies, the checkpoints that come with it
   doctor       what this machine can run, and what to type where it cannot; which fault a policy's adapter has
+  fsck         are runs as they were written? what is not, and how to save the rest
 
   vla-bench run --policy random --suite libero_long --task 0 --episodes 2
   vla-bench COMMAND --help tells the rest.
@@ -319,6 +320,7 @@ def _dispatch(arguments: list[str]) -> int:
         "convert": _convert,
         "list": _list,
         "doctor": _doctor,
+        "fsck": _fsck,
     }
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         _tell(HELP)
@@ -532,6 +534,25 @@ def _report(arguments: list[str]) -> int:
     page = report.write_report(config.runs, config.out, config.strict_renderer, _say)
     _tell(for_terminal(str(page)))
     return EXIT_DONE
+
+
+def _fsck(arguments: list[str]) -> int:
+    from vla_bench import fsck
+
+    config = _parse(fsck.FsckConfig, "fsck", arguments)
+    folders = fsck.run_folders(config.runs)
+    if config.recover is None:
+        found = [fsck.examine(folder)[0] for folder in folders]
+    elif len(folders) == 1:
+        found = [fsck.recover(folders[0], Path(config.recover))]
+    else:
+        raise UsageError(f"--recover takes one run, got {len(folders)}: name the one to save.")
+    if config.json:
+        _tell_json(fsck.to_json(found, config.recover))
+    else:
+        _tell(fsck.render_text(found, config.recover))
+    _insist_told()
+    return EXIT_DONE if config.recover else fsck.exit_code(found)
 
 
 def _collect(arguments: list[str]) -> int:

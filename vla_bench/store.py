@@ -15,6 +15,7 @@ import json
 import math
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -284,9 +285,7 @@ class RunStore:
         if not (self.path / SPOOL).exists():
             self._write_info()
             return
-        frame, written = _inferences(self.path, self._results, self.info), io.BytesIO()
-        frame.to_parquet(written, engine="pyarrow", index=False)
-        content = written.getvalue()
+        content = _parquet_of(_inferences(self.path, self._results, self.info))
         self._allow_inferences(*self._told().inferences, checksum(content))
         write_whole(self.path / INFERENCES, content)
         self._sizes.pop(SPOOL, None)  # this process takes it away itself
@@ -303,7 +302,7 @@ class RunStore:
 
     def _checksums_now(self, info: RunInfo) -> Checksums:
         """Of the files as they are; the rows have been checked. Raises UsageError for inferences that were changed."""
-        told, lines = self.previous.checksums if self.previous else None, [*_whole_lines(self.path / EPISODES)]
+        told, lines = self.previous.checksums if self.previous else None, [*stored_lines(self.path / EPISODES)]
         if told is None:
             told = replace(begin(info.identity, info.protocol), unchecked=len(lines))
         own = _checksum_of(self.path / INFERENCES)
@@ -315,7 +314,7 @@ class RunStore:
 
     def _recount(self) -> None:
         """Brings what run.json will say to what the disk holds."""
-        told, status = at_the_end([*_whole_lines(self.path / EPISODES)], self._told()), self._status_now()
+        told, status = at_the_end([*stored_lines(self.path / EPISODES)], self._told()), self._status_now()
         state: State = self.info.status.state if self.info.status else ""
         self.info = replace(self.info, checksums=told, status=status and replace(status, state=state))
 
@@ -362,18 +361,36 @@ def record_ending(path: str | Path, state: State) -> None:
             lock.release()
 
 
-def read_info(path: str | Path, *, whatever: bool = False) -> RunInfo:
+def read_info(path: str | Path) -> RunInfo:
     """What run.json of that run says, of an older one as if it were written today.
 
-    Raises UsageError, also for one that is not as it was written, unless `whatever` it says is wanted.
+    Raises UsageError, also for one that is not as it was written, or does not say what was run.
     """
     directory = _run_directory(path)
+    if (info := _read_info(directory)).identity:
+        return info
+    raise UsageError(
+        f"{directory} was recovered without what says what was run: give the run's command with --out {directory}."
+    )
+
+
+def _read_info(directory: Path) -> RunInfo:
+    """The same, also where it does not say what was run."""
+    info, damages = read_doubtful_info(directory)
+    if damages:
+        raise UsageError(f"{damages[0][:-1]}: {_ask_fsck(directory)}")
+    return info
+
+
+def read_doubtful_info(directory: Path) -> tuple[RunInfo, list[str]]:
+    """What run.json there says, whether or not it was written so, and a sentence for all that shows that it was not.
+
+    Raises UsageError for what no run.json says.
+    """
     file = directory / RUN
     try:
-        info = _modern(_parse_info(found := parsed(content_of(file, directory))))
-        for said in () if whatever else damages_of_info(found):
-            raise UsageError(f"{file} {said}: {_ask_fsck(directory)}")
-        return info
+        found = parsed(content_of(file, directory))
+        return _modern(_parse_info(found)), [f"{file} {said}." for said in damages_of_info(found)]
     except FileNotFoundError as error:
         raise UsageError(f"{file} is a link to nothing: restore it or choose another run.") from error
     except Newer as error:
@@ -435,6 +452,27 @@ def _without_secrets(facts: dict[str, object]) -> dict[str, object]:
     return kept
 
 
+def write_anew(path: Path, info: RunInfo, rows: Sequence[EpisodeResult], inferences: pd.DataFrame) -> None:
+    """A run of those rows in a folder that is new or empty, run.json last. Raises UsageError."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UsageError(f"{path} is not empty: choose another folder.")
+    told = replace(info.checksums or begin(info.identity, info.protocol), unchecked=0)
+    told, lines = replace(told, rows=len(rows), last=told.first), list[str]()
+    for row in rows:
+        line = line_of(asdict(row), told)
+        told = replace(told, last=line.checksum)
+        lines.append(line.text + "\n")
+    with _failure(path):
+        lock = take(path)
+        try:
+            write_whole(path / EPISODES, "".join(lines).encode())
+            write_whole(path / INFERENCES, content := _parquet_of(inferences))
+            told = replace(told, inferences=(checksum(content),))
+            write_whole(path / RUN, _text_of(replace(info, schema=SCHEMA, checksums=told)))
+        finally:
+            lock.release()
+
+
 def _renderer_before(info: RunInfo) -> str:
     """What painted those rows that do not tell, as far as an earlier session said; "" where none did."""
     earlier = info.provenance.get("earlier")
@@ -458,7 +496,7 @@ def finished(path: Path, info: RunInfo, episodes: Sequence[Episode]) -> list[Epi
     """
     if not (path / RUN).is_file() or (path / SPOOL).exists() or temporary_of(path / RUN).exists():
         return []
-    there = read_info(path)
+    there = _read_info(path)
     _refuse_other_run(path, there, info)
     results = _results(path, there)
     ended = there.status is not None and there.status.state == "complete"  # else run.json has that still to say
@@ -489,7 +527,7 @@ def record_actions(path: str | Path, episode: Episode, actions: Float32) -> None
 def read_actions(path: str | Path) -> dict[Episode, Float32]:
     """The recorded actions, float32 (n, A), of every episode. Raises UsageError, also when there are none."""
     file = _actions_file(path)
-    if actions := dict(_records(file, _whole_lines(file, anywhere=True), _parse_actions)):
+    if actions := dict(_records(file, stored_lines(file, anywhere=True), _parse_actions)):
         return actions
     raise UsageError(f"{file} holds no recorded actions: record some first, or give the file that has them.")
 
@@ -534,9 +572,9 @@ def _previous(path: Path, info: RunInfo, overwrite: bool) -> RunInfo | None:
     if not (path / RUN).exists():
         return None
     if overwrite:
-        _erase(path, read_info(path, whatever=True))  # a run.json of some other tool means hands off
+        _erase(path, *read_doubtful_info(path))  # a run.json of some other tool means hands off
         return None
-    previous = read_info(path)
+    previous = _read_info(path)
     _refuse_other_run(path, previous, info)
     return previous
 
@@ -554,6 +592,9 @@ def _continued(info: RunInfo, previous: RunInfo | None) -> RunInfo:
 
 def _refuse_other_run(path: Path, there: RunInfo, here: RunInfo) -> None:
     """Raises UsageError that names every field in which the two runs differ."""
+    if not there.identity:
+        _insist_on_first(path, there, here)
+        return
     asked = _since(there.identity, here.identity, "content", "imports")
     if "imports" not in there.identity and there.identity.get("code") == "":
         asked["code"] = ""  # of a plug-in's name the code was not recorded before imports were
@@ -567,6 +608,15 @@ def _refuse_other_run(path: Path, there: RunInfo, here: RunInfo) -> None:
     if differences:
         what = "; ".join(differences)
         raise UsageError(f"{path} holds another run: {what}. Choose another --out, or --overwrite to start again.")
+
+
+def _insist_on_first(path: Path, there: RunInfo, here: RunInfo) -> None:
+    """Raises UsageError unless the rows, which were recovered without what says what was run, are this run's."""
+    if there.checksums is None or there.checksums.first != begin(here.identity, here.protocol).first:
+        raise UsageError(
+            f"{path} holds recovered rows of another run, by their checksums: give the command that they were played "
+            "with, or choose another --out."
+        )
 
 
 def _since(there: Mapping[str, object], here: Mapping[str, object], *names: str) -> dict[str, object]:
@@ -597,12 +647,12 @@ def _leaves(values: Mapping[str, object], prefix: str) -> dict[str, str]:
     return leaves
 
 
-def _erase(path: Path, there: RunInfo) -> None:
+def _erase(path: Path, there: RunInfo, damages: Sequence[str]) -> None:
     """Deletes what a run leaves except run.json, which is replaced next and no longer promises the rest.
 
     Inferences go first: they need their rows.
     """
-    if there.checksums and not [*damages_of_info(parsed(content_of(path / RUN, path)))]:
+    if there.checksums and not damages:
         nothing = replace(there.checksums, rows=0, last=there.checksums.first, inferences=())
         status = there.status and replace(there.status, state="started", judged=0, errored=0)
         write_whole(path / RUN, _text_of(replace(there, checksums=nothing, status=status)))
@@ -630,7 +680,7 @@ def _run_directory(path: str | Path) -> Path:
 def _results(directory: Path, info: RunInfo) -> dict[Episode, EpisodeResult]:
     """The last row of every episode. Raises UsageError, also when the lines are not those that were stored."""
     file, parse = directory / EPISODES, partial(_parse_result, renderer=_renderer_before(info))
-    lines = _whole_lines(file)
+    lines = stored_lines(file)
     if info.checksums:
         lines = _checked(file, lines, info.checksums)
     return {result.episode: result for result in _records(file, lines, parse)}
@@ -743,29 +793,59 @@ def _actions_file(path: str | Path) -> Path:
 
 
 def _inferences(directory: Path, results: Mapping[Episode, EpisodeResult], info: RunInfo) -> pd.DataFrame:
-    """Parquet and spool as one table, without the rows of episodes that lack a verdict."""
+    """Parquet and spool as one table, without the rows of episodes that lack a verdict. Raises UsageError."""
+    table, damages = sound_inferences(directory, results, info)
+    if damages:
+        raise UsageError(damages[0])
+    return table
+
+
+def sound_inferences(
+    directory: Path, results: Mapping[Episode, EpisodeResult], info: RunInfo
+) -> tuple[pd.DataFrame, list[str]]:
+    """What can be read of them and is as it was written, and a sentence for all that cannot or is not."""
     import pandas as pd
 
-    file, parse = directory / SPOOL, partial(_parse_spooled, renderer=_renderer_before(info))
-    lines = _records(file, _checked_spool(file, info.checksums), parse)
-    spooled = {row.episode: calls for row, calls in lines if results.get(row.episode) == row}
+    spooled, damages = _spooled(directory, results, info)
     most = SPARE_CALLS + sum(min(result.inferences, SPARE_CALLS // 10) for result in results.values())
-    stored, keep = _read_parquet(directory, most, info.checksums), _judged(results) - spooled.keys()
+    try:
+        stored = _read_parquet(directory, most, info.checksums)
+    except UsageError as error:
+        stored, damages = _frame([]), [*damages, str(error)]
+    keep = _judged(results) - spooled.keys()
     kept = [Episode(*key) in keep for key in zip(*(stored[name].tolist() for name in KEY), strict=True)]
     stored = stored.loc[np.array(kept, bool)].astype(dict.fromkeys(TEXTS, "str"))
     frames = [stored, _frame([call for calls in spooled.values() for call in calls])]
-    return pd.concat([frame for frame in frames if len(frame)] or [_frame([])], ignore_index=True)
+    return pd.concat([frame for frame in frames if len(frame)] or [_frame([])], ignore_index=True), damages
 
 
-def _checked_spool(file: Path, told: Checksums | None) -> Iterator[bytes]:
-    """Its lines. Raises UsageError at the first that is not as it was written.
+def _spooled(
+    directory: Path, results: Mapping[Episode, EpisodeResult], info: RunInfo
+) -> tuple[dict[Episode, list[dict[str, object]]], list[str]]:
+    """The calls of those spooled rows that are among the results, and what is wrong with the other lines.
 
     Where an older vla-bench began, it may have spooled some without checksums.
     """
-    for number, line in enumerate(_whole_lines(file), 1):
-        if told and not told.unchecked and not is_sound(line, told.first):
-            raise UsageError(f"{file} line {number} was changed after it was written: {_ask_fsck(file.parent)}")
-        yield line
+    file, told, parse = directory / SPOOL, info.checksums, partial(_parse_spooled, renderer=_renderer_before(info))
+    spooled, damages = dict[Episode, list[dict[str, object]]](), list[str]()
+    try:
+        for number, line in enumerate(stored_lines(file), 1):
+            if told and not told.unchecked and not is_sound(line, told.first):
+                changed = f"{file} line {number} was changed after it was written"
+                damages.append(f"{changed}: restore it, or delete that line to go on without its timings.")
+                continue
+            row, calls = _record(file, number, line, parse)
+            if results.get(row.episode) == row:
+                spooled[row.episode] = calls
+    except UsageError as error:
+        damages.append(str(error))
+    return spooled, damages
+
+
+def _parquet_of(frame: pd.DataFrame) -> bytes:
+    written = io.BytesIO()
+    frame.to_parquet(written, engine="pyarrow", index=False)
+    return written.getvalue()
 
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -866,17 +946,24 @@ def _failure(file: Path) -> Iterator[None]:
 
 def _records(file: Path, lines: Iterable[bytes], parse: Callable[[object], T]) -> Iterator[T]:
     """Every line of that JSONL file, parsed. UsageError names a corrupt one."""
-    for number, line in enumerate(lines, 1):
-        try:
-            record = parse(parsed(line))
-        except Newer as error:
-            raise UsageError(f"{file} line {number} is of a newer vla-bench ({error}): upgrade this one.") from error
-        except Misfit as error:
-            raise UsageError(f"{file} line {number} is corrupt ({error}): restore it or delete that line.") from error
-        yield record
+    return (_record(file, number, line, parse) for number, line in enumerate(lines, 1))
 
 
-def _whole_lines(file: Path, anywhere: bool = False) -> Iterator[bytes]:
+def _record(file: Path, number: int, line: bytes, parse: Callable[[object], T]) -> T:
+    try:
+        return parse(parsed(line))
+    except Newer as error:
+        raise UsageError(f"{file} line {number} is of a newer vla-bench ({error}): upgrade this one.") from error
+    except Misfit as error:
+        raise UsageError(f"{file} line {number} is corrupt ({error}): restore it or delete that line.") from error
+
+
+def parse_row(file: Path, number: int, line: bytes, info: RunInfo) -> EpisodeResult:
+    """The row in that line of that run's file. Raises UsageError."""
+    return _record(file, number, line, partial(_parse_result, renderer=_renderer_before(info)))
+
+
+def stored_lines(file: Path, anywhere: bool = False) -> Iterator[bytes]:
     """All lines of a run's file but what was half written after them, as `_split` tells it; without their ends.
 
     The file may be a link that leads `anywhere`, or else only within its folder.
@@ -889,6 +976,13 @@ def _whole_lines(file: Path, anywhere: bool = False) -> Iterator[bytes]:
     lines, tail = _split(last)
     if lines or _is_json(tail):
         yield _bare(last)
+
+
+def ends_in_half(file: Path) -> bool:
+    """Whether a line was half written at its end."""
+    last = b"".join(deque(lines_of(file, file.parent), maxlen=1))
+    lines, tail = _split(last)
+    return bool(last) and not lines and not _is_json(tail)
 
 
 def _bare(line: bytes) -> bytes:
