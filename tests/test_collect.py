@@ -14,7 +14,6 @@ from pathlib import Path
 import fakes
 import numpy as np
 import pytest
-from marks import slow
 
 from vla_bench import dataset_lerobot, demonstrations
 from vla_bench.cli import main
@@ -22,7 +21,7 @@ from vla_bench.collect import CollectConfig, collect
 from vla_bench.config import RunConfig
 from vla_bench.dataset_lerobot import array_stats, picture_stats, read_lerobot
 from vla_bench.demonstrations import box_of, load_part, part_file, unpack
-from vla_bench.errors import UsageError
+from vla_bench.errors import Interrupted, UsageError
 from vla_bench.inference import LocalPolicy, check_chunks
 from vla_bench.recorded import read_recorded
 from vla_bench.registry import make_policy, make_suite
@@ -297,7 +296,7 @@ def test_ctrl_c_loses_no_finished_episode(tmp_path: Path, monkeypatch: pytest.Mo
     def interrupted(file: Path, demo: demonstrations.Demonstration) -> None:
         calls.append(file)
         if len(calls) == 3:
-            raise KeyboardInterrupt
+            raise Interrupted
         whole(file, demo)
 
     monkeypatch.setattr(demonstrations, "save_part", interrupted)
@@ -488,10 +487,8 @@ def test_pictures_do_not_change_when_masks_are_painted() -> None:
 
 
 @pytest.mark.sim
-@pytest.mark.parametrize(
-    ("suite_name", "task"),
-    [slow("robosuite", "NutAssemblySquare"), slow("libero_spatial", "0")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("suite_name", "task"), [("robosuite", "NutAssemblySquare"), ("libero_spatial", "0")])
 def test_painting_only_what_moved_changes_no_pixel(suite_name: str, task: str) -> None:
     """In scenes with many mirrors and with one; tests/test_envs_truth.py compares with upstream's own pictures."""
     made = make_suite(suite_name, ["resolution=96"])

@@ -104,7 +104,7 @@ class Bench:
 
     def stored(self, name: object) -> dict[Episode, EpisodeResult]:
         run = self.folder(name) / "run"
-        begun = [*store._whole_lines(run / "episodes.jsonl")]  # a line in which sectors are missing is none
+        begun = [*store.stored_lines(run / "episodes.jsonl")]  # a line in which sectors are missing is none
         return {row.episode: row for row in read_episodes(run)} if begun else {}
 
     def left(self, name: object) -> Left:

@@ -65,10 +65,8 @@ def made(suite_name: str, task_name: str) -> Any:
 
 
 @pytest.mark.sim
-@pytest.mark.parametrize(
-    ("suite_name", "task"),
-    [pytest.param(*each, marks=pytest.mark.slow, id=each[0]) for each in TASKS.items()],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("suite_name", "task"), TASKS.items(), ids=list(TASKS))
 def test_a_drawn_start_and_what_follows_are_upstreams(suite_name: str, task: str, tmp_path: Path) -> None:
     trial, seed = 9_999, 3
     actions = np.random.default_rng(0).uniform(-1, 1, (20, 7)).astype(np.float32)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from marks import slow
 
 from vla_bench.cli import main
 from vla_bench.convert import ConvertConfig, convert
@@ -260,10 +259,9 @@ def cut_short(name: str, of: str) -> Suite:
 
 
 @pytest.mark.sim
-@pytest.mark.parametrize(
-    ("name", "suite"),
-    [slow(name, suite) for name in MODELS for suite in ("robosuite", "libero_object")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["robosuite", "libero_object"])
+@pytest.mark.parametrize("name", MODELS)
 def test_an_episode_is_completed(name: str, suite: str, tmp_path: Path) -> None:
     command = ["run", "--policy", name, "--policy-args", "size=tiny", "--suite", "test_models:cut_short"]
     assert main([*command, "--suite-args", f"of={suite}", "--episodes", "1", "--out", str(tmp_path / "run")]) == 0

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from marks import slow
 from PIL import Image
 
 from vla_bench.errors import UsageError
@@ -755,10 +754,8 @@ def test_chunks_of_another_length_cannot_be_learnt():
         Pi0(suite(), size="tiny").losses(demonstrations(2, 4), torch.Generator())
 
 
-@pytest.mark.parametrize(
-    ("variant", "count", "steps"),
-    [slow("pi0", 4, 80), *(slow(variant, 16, 160) for variant in VARIANTS)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("variant", "count", "steps"), [("pi0", 4, 80), *((variant, 16, 160) for variant in VARIANTS)])
 def test_demonstrations_are_learnt_by_heart(variant, count, steps):
     policy = Pi0(suite(), size="tiny", variant=variant)
     policy.crop = 1.0  # `losses` takes pictures as they are to be shown

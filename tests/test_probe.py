@@ -300,7 +300,7 @@ def test_doctor_names_the_fault_of_a_policy_against_a_recording(
     [
         (["--policy", "zero"], "with both --policy and --suite"),
         (["--policy", "zero", "--suite", "reach_world:suite"], "The oracle cannot do any task of reach_world:suite"),
-        (["--policy", "zero", "--suite", "reach_world:suite", "--recording", "no.jsonl"], "there is no 'no.jsonl'"),
+        (["--policy", "zero", "--suite", "reach_world:suite", "--recording", "no.jsonl"], "/no.jsonl'."),
         (["--policy", "zero", "--suite", "reach_world:suite", "--episodes", "0"], "--episodes should be at least 1"),
     ],
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from made_runs import INFO, made_run
+from made_runs import INFO, as_before, made_run
 
 from vla_bench import secrets
 from vla_bench.cli import main
@@ -167,8 +167,9 @@ def test_secrets_that_an_earlier_version_wrote_are_not_shown(folder: Path, capfd
     identity = {**INFO.identity, "policy_args": ["api_key=pl4nted", "gain=2"], "checkpoint": None}
     session = {"command": "vla-bench run --policy-args api_key=pl4nted gain=2 --checkpoint http://a:pl4nted@h/"}
     info = replace(INFO, identity=identity, provenance={**INFO.provenance, **session, "earlier": [session]})
-    made_run(folder / "old", {"lift": "10"}, info=info)
-    (folder / "old" / "run.json").write_text(json.dumps(vars(info)), encoding="utf-8")
+    file = as_before(made_run(folder / "old", {"lift": "10"}, info=info)) / "run.json"
+    written = {**json.loads(file.read_bytes()), "identity": identity, "provenance": info.provenance}
+    file.write_text(json.dumps(written), encoding="utf-8")
     assert main(["leaderboard", "old", "--json"]) == 0
     assert main(["check", "old", "--baseline", "base.jsonl", "--update"]) == 0
     printed = (folder / "base.jsonl").read_text("utf-8") + "".join(capfd.readouterr())

@@ -260,7 +260,7 @@ def _ended_by(error: BaseException) -> int:
     """Tells what ended the command and returns the exit code; what nobody expected keeps its traceback."""
     if isinstance(error, UsageError):
         code, said = EXIT_USAGE, str(error)
-    elif isinstance(error, KeyboardInterrupt) and not foreign.is_theirs(error):
+    elif foreign.is_ctrl_c(error):
         code, said = EXIT_INTERRUPTED, "interrupted."
     elif limit := _limit_of_the_machine(error.__cause__ if isinstance(error, PolicyFailure) else error):
         code, said = EXIT_USAGE, str(limit)

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import NoReturn
 
 from vla_bench.errors import EXIT_BROKEN, Interrupted, PolicyFailure, UsageError
-from vla_bench.watch import is_watched
+from vla_bench.watch import is_watched, open_closed_descriptors
 
 _end_process = os._exit
 _calls = threading.local()
@@ -96,6 +96,11 @@ def is_theirs(error: BaseException) -> bool:
     return not isinstance(error, (UsageError, PolicyFailure))
 
 
+def is_ctrl_c(error: BaseException | None) -> bool:
+    """Whether the user pressed it, or asked the process to stop in another way: no KeyboardInterrupt of theirs."""
+    return isinstance(error, KeyboardInterrupt) and not is_theirs(error)
+
+
 @contextmanager
 def foreign_code() -> Iterator[None]:
     """Somebody else's code runs inside. A process that it forks ends here, and a Ctrl-C that it caught is raised."""
@@ -164,12 +169,3 @@ def _let_go() -> None:
 
 if hasattr(os, "register_at_fork"):  # Windows does not fork
     os.register_at_fork(after_in_child=_let_go)
-
-
-def open_closed_descriptors() -> None:
-    """Where 0, 1 or 2 is closed, the next file opened would get its number, and C libraries would print into it."""
-    for number in (0, 1, 2):
-        try:
-            os.fstat(number)
-        except OSError:  # noqa: PERF203
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)

@@ -41,7 +41,6 @@ _IMAGE_PX = 256
 _SETTING = "" if multiprocessing.parent_process() else os.environ.get("MUJOCO_GL", "")
 """What the user asked for: `use_backend` has not been called yet. A worker inherits what was chosen."""
 _ROOT = Path(__file__).parent.parent  # vla_bench is importable here, and files of the user's are not
-_ASK_US = "from vla_bench.gl import main; main()"
 _LONGEST_ANSWER_S = 60
 _SCENE = """
 <mujoco><worldbody>
@@ -168,17 +167,8 @@ def device_problem(environ: Mapping[str, str] = os.environ) -> str:
 
 def _egl_devices() -> int:
     """How many devices EGL has, asked in a child process; 0 when it does not say."""
-    command = [sys.executable, "-c", mortal(_ASK_US, _LONGEST_ANSWER_S), "devices"]
     try:
-        child = subprocess.run(
-            command,
-            cwd=_ROOT,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=_LONGEST_ANSWER_S,
-            check=False,
-        )
+        child = _asked(["devices"], {}, _LONGEST_ANSWER_S)
     except subprocess.TimeoutExpired:
         return 0
     lines = child.stdout.split()
@@ -207,16 +197,7 @@ def probe(backend: str, timeout_s: float = _LONGEST_ANSWER_S, views: Sequence[Vi
     if backend == "egl" and _has_library("EGL") and (said := device_problem()):
         return GlProbe(backend, works=False, error=said)
     try:
-        child = subprocess.run(
-            _child_command(backend, timeout_s, views),
-            env={**os.environ, **_ENVIRONMENT[backend]},
-            cwd=_ROOT,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=timeout_s,
-            check=False,
-        )
+        child = _asked(["render", backend, json.dumps(views)], _ENVIRONMENT[backend], timeout_s)
     except subprocess.TimeoutExpired:
         return GlProbe(backend, works=False, error=f"no image after {timeout_s:g} s")
     if child.returncode != 0:
@@ -289,8 +270,24 @@ def _death(child: subprocess.CompletedProcess[str]) -> str:
     return (child.stderr.strip().splitlines() or ["it failed without a message"])[-1]
 
 
-def _child_command(backend: str, timeout_s: float, views: Sequence[View] = ()) -> list[str]:
-    return [sys.executable, "-c", mortal(_ASK_US, timeout_s), "render", backend, json.dumps(views)]
+def _asked(
+    arguments: Sequence[str], environment: Mapping[str, str], timeout_s: float
+) -> subprocess.CompletedProcess[str]:
+    """`main` with those arguments in a child process, once it has ended. Raises TimeoutExpired."""
+    return subprocess.run(
+        _child_command(arguments, timeout_s),
+        env={**os.environ, **environment},
+        cwd=_ROOT,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def _child_command(arguments: Sequence[str], timeout_s: float) -> list[str]:
+    return [sys.executable, "-c", mortal("from vla_bench.gl import main; main()", timeout_s), *arguments]
 
 
 def _render(backend: str) -> GlProbe:

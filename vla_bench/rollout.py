@@ -17,7 +17,7 @@ import numpy as np
 
 from vla_bench.chunking import Chunking, Past
 from vla_bench.errors import in_a_line, message_of
-from vla_bench.foreign import foreign_code, is_theirs
+from vla_bench.foreign import foreign_code, is_ctrl_c, is_theirs
 from vla_bench.grounding import score
 from vla_bench.overlay import overlaid
 from vla_bench.registry import insist_on_env
@@ -363,7 +363,7 @@ class Stage:
             with foreign_code():
                 write_film(self._filming.run / name, self._frames(env, about), about)
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) and not is_theirs(error):
+            if is_ctrl_c(error):
                 self.interrupted = True  # once the verdict is stored
                 return rollout
             said = f"{NOT_FILMED}{in_a_line(error)}"
@@ -404,7 +404,7 @@ class Stage:
             with foreign_code():
                 env.close()
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) and not is_theirs(error):
+            if is_ctrl_c(error):
                 raise
             said = f"the environment of {self._task} raised in close: {in_a_line(error)}"
             _LOG.warning("vla-bench: %s", for_terminal(said))

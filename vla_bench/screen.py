@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
-from vla_bench.foreign import forget, keep_private, open_closed_descriptors
+from vla_bench.foreign import forget, keep_private
 from vla_bench.secrets import hidden
+from vla_bench.watch import open_closed_descriptors
 
 _ASCII = "vla-bench-ascii"
 _STAND_INS = {"–": "-", "—": "-", "−": "-", "·": ".", "×": "x", "±": "+-", "≥": ">=", "≤": "<=", "→": "->", "…": "..."}

@@ -27,7 +27,7 @@ import numpy as np
 
 from vla_bench.errors import UsageError, in_a_line, lacks_memory, unreadable, unwritable
 from vla_bench.files import append, opened, remove, temporary_of, truncate, write, write_whole
-from vla_bench.foreign import insist_on_process, is_theirs
+from vla_bench.foreign import insist_on_process, is_ctrl_c
 from vla_bench.integrity import (
     Chain,
     Checksums,
@@ -275,8 +275,7 @@ class RunStore:
             if error is None:
                 self.insist_in_place()
             else:
-                stopped = isinstance(error, KeyboardInterrupt) and not is_theirs(error)
-                self.finish("interrupted" if stopped else "failed")
+                self.finish("interrupted" if is_ctrl_c(error) else "failed")
         finally:
             self.close()
 

@@ -397,7 +397,7 @@ def command(work: Callable[[], int], aftermath: Callable[[End], int]) -> int:
     """
     if _is_watched or not _can_fork():
         return work()
-    _open_closed_descriptors()
+    open_closed_descriptors()
     heeded = {number for number in stops() if signal.getsignal(number) is not signal.SIG_IGN}
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as some programs leave it, it hides how a child ended
     signal.pthread_sigmask(signal.SIG_BLOCK, _waited_for())
@@ -430,8 +430,8 @@ def _can_fork() -> bool:
     return sys.platform == "linux" or "numpy" not in sys.modules  # whose linear algebra on macOS survives no fork
 
 
-def _open_closed_descriptors() -> None:
-    """Where `2>&-` closed one, the pipe would get its number, and be printed to."""
+def open_closed_descriptors() -> None:
+    """Where 0, 1 or 2 is closed, as by `2>&-`, the next file opened would get its number, and be printed to."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
