@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from killing import Doom, Ended, count_instants, doomed
 
-from vla_bench import registry
 from vla_bench.cli import main
 from vla_bench.config import RunConfig
 from vla_bench.duel import DuelConfig, duel
@@ -47,7 +46,7 @@ class Command(NamedTuple):
     outcome: Callable[[Path], object]
 
 
-cached_gather, cached_plugins = functools.cache(gather), functools.cache(registry._plugins)
+cached_gather = functools.cache(gather)
 
 
 def rows(out: Path) -> list[dict[str, object]]:
@@ -154,7 +153,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     known = cached_gather()
     for module in ("runner", "train"):
         monkeypatch.setattr(f"vla_bench.{module}.gather", lambda: known)
-    monkeypatch.setattr("vla_bench.registry._plugins", cached_plugins)
 
 
 # A few instants of each command, each killed in another way

@@ -51,9 +51,13 @@ def gather() -> dict[str, object]:
 
 
 def _versions() -> dict[str, str]:
-    whole = [package for package in metadata.distributions() if not is_half_removed(package)]
-    installed = {package.metadata["Name"].lower(): package.version for package in whole}
-    return {name: installed[name] for name in PACKAGES if name in installed}
+    return {name: version for name in PACKAGES if (version := _version(name))}
+
+
+def _version(name: str) -> str:
+    """Of the installed package; empty where it is not."""
+    found = metadata.distributions(name=name)
+    return next((package.version for package in found if not is_half_removed(package)), "")
 
 
 def is_half_removed(package: metadata.Distribution) -> bool:

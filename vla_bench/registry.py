@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -316,7 +317,21 @@ def _table(kind: str) -> dict[str, str]:
 
 
 def _plugins(kind: str) -> PlugIns:
+    return _read_plugins(kind, tuple((folder, _changed(folder)) for folder in sys.path))
+
+
+def _changed(folder: str) -> int:
+    """When something was installed there last, in ns; 0 where nothing can be."""
+    try:
+        return os.stat(folder or ".").st_mtime_ns
+    except (OSError, ValueError):
+        return 0
+
+
+@functools.cache
+def _read_plugins(kind: str, installed: tuple[tuple[str, int], ...]) -> PlugIns:
     """Read one package at a time: what one of them got wrong takes nothing from the others."""
+    del installed  # whoever asks again after a pip install is told anew
     paths: dict[str, str] = {}
     broken: dict[str, str] = {}
     for package in metadata.distributions():

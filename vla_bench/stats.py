@@ -7,7 +7,7 @@ in `stats_tasks`, among many policies in `stats_many`; `stats_planning` says bef
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import sqrt
+from math import exp, lgamma, log, log1p, sqrt
 from statistics import NormalDist
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -48,10 +48,10 @@ def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> Interva
     """
     counted(successes, n)
     tail = (1 - within_0_1("Confidence", confidence)) / 2
-    from scipy.stats import beta
+    from scipy.special import betainccinv, betaincinv  # as scipy.stats.beta has them, which takes a second to import
 
-    low = float(beta.ppf(tail, successes, n - successes + 1)) if successes > 0 else 0.0
-    return Interval(low, float(beta.isf(tail, successes + 1, n - successes)) if successes < n else 1.0)
+    low = float(betaincinv(successes, n - successes + 1, tail)) if successes > 0 else 0.0
+    return Interval(low, float(betainccinv(successes + 1, n - successes, tail)) if successes < n else 1.0)
 
 
 def jeffreys(successes: int, n: int, confidence: float = 0.95) -> Interval:
@@ -83,17 +83,18 @@ def samples_needed(percentile: float, confidence: float = 0.99, over_limit: int 
     """How many samples, `over_limit` of them above a limit, show that the percentile (0..100) is below that limit.
 
     MLPerf's early-stopping rule (mlcommons/inference_policies, ac93e89): the smallest n for which so few over-limit
-    samples have a chance of at most 1 - confidence. That is a quantile of the negative binomial distribution, which
-    counts the samples below the limit before the (over_limit + 1)-th above it.
+    samples have a chance of at most 1 - confidence.
     """
     if not 0 < percentile < 100:
         raise ValueError(f"A percentile must be above 0 and below 100, got {percentile}.")
     if over_limit < 0:
         raise ValueError(f"The number of samples above the limit must not be negative, got {over_limit}.")
-    from scipy.stats import nbinom
-
-    over = over_limit + 1
-    return over + int(nbinom.ppf(within_0_1("Confidence", confidence), over, 1 - percentile / 100))
+    accepted, above = 1 - within_0_1("Confidence", confidence), 1 - percentile / 100
+    n, chance = over_limit, 1.0
+    while chance > accepted:  # one sample more makes it one too many where it is above and there were `over_limit`
+        chance -= above * _binomial(over_limit, n, above)
+        n += 1
+    return n
 
 
 def percentile(values: Sequence[float] | NDArray[np.floating[Any]], p: float) -> float | None:
@@ -130,12 +131,18 @@ def normal_quantile(confidence: float) -> float:
     return NormalDist().inv_cdf((1 + within_0_1("Confidence", confidence)) / 2)
 
 
+def _binomial(k: int, n: int, p: float) -> float:
+    """The chance of k out of n."""
+    ways = lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)
+    return exp(ways + k * log(p) + (n - k) * log1p(-p))
+
+
 def _posterior(successes: int, n: int, confidence: float, prior: float) -> Interval:
     counted(successes, n)
     tail = (1 - within_0_1("Confidence", confidence)) / 2
     if n == 0:
         return Interval(0.0, 1.0)
-    from scipy.stats import beta
+    from scipy.special import betainccinv, betaincinv
 
     a, b = successes + prior, n - successes + prior
-    return Interval(float(beta.ppf(tail, a, b)), float(beta.isf(tail, a, b)))
+    return Interval(float(betaincinv(a, b, tail)), float(betainccinv(a, b, tail)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import sqrt
+from math import comb, sqrt
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,9 @@ def mcnemar(a_only: int, b_only: int, alternative: Alternative = "two-sided") ->
     known(alternative)
     if a_only + b_only == 0:
         return 1.0
-    from scipy.stats import binomtest
-
-    return float(binomtest(a_only, a_only + b_only, alternative=alternative).pvalue)
+    if alternative == "two-sided":
+        return min(2 * _half(min(a_only, b_only), a_only + b_only), 1.0)
+    return _half(a_only if alternative == "less" else b_only, a_only + b_only)
 
 
 def mcnemar_midp(a_only: int, b_only: int, alternative: Alternative = "two-sided") -> float:
@@ -32,13 +32,11 @@ def mcnemar_midp(a_only: int, b_only: int, alternative: Alternative = "two-sided
     """
     discordant(a_only, b_only)
     known(alternative)
-    from scipy.stats import binom
-
     pairs = a_only + b_only
-    seen = float(binom.pmf(a_only, pairs, 0.5))
+    seen = comb(pairs, a_only) / 2**pairs
     if alternative == "two-sided":
-        return min(2 * float(binom.cdf(min(a_only, b_only), pairs, 0.5)) - seen, 1.0)
-    return float(binom.cdf(a_only if alternative == "less" else b_only, pairs, 0.5)) - seen / 2
+        return min(2 * _half(min(a_only, b_only), pairs) - seen, 1.0)
+    return _half(a_only if alternative == "less" else b_only, pairs) - seen / 2
 
 
 def paired_difference(a_only: int, b_only: int, pairs: int, confidence: float = 0.95) -> Interval:
@@ -89,6 +87,15 @@ def tango_score(a_only: int, b_only: int, pairs: int, difference: float) -> tupl
     b_alone = (root - quadratic) / (4 * pairs)  # likeliest probability of B alone, given the difference
     variance = pairs * (2 * b_alone + difference * (1 - difference))
     return a_only - b_only - pairs * difference, sqrt(max(variance, 0.0))
+
+
+def _half(most: int, n: int) -> float:
+    """The chance of at most that many of n where each has a chance of 1/2, to the last digit."""
+    ways = total = 1
+    for k in range(most):
+        ways = ways * (n - k) // (k + 1)
+        total += ways
+    return total / 2**n
 
 
 def _tango_low(a_only: int, b_only: int, pairs: int, z: float) -> float:

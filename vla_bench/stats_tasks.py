@@ -46,11 +46,11 @@ def between_tasks(
     Student 1908, Biometrika 6:1. Needs two tasks. Differences have limits (-1, 1). A rate near 0 or 1 is better served
     by `clustered_rate`: here a suite solved completely has an interval of no width.
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     means = _means(_values(tasks), least=2)
     mean, error = float(means.mean()), float(means.std(ddof=1)) / sqrt(len(means))
-    half = float(t.ppf((1 + within_0_1("Confidence", confidence)) / 2, len(means) - 1)) * error
+    half = float(stdtrit(len(means) - 1, (1 + within_0_1("Confidence", confidence)) / 2)) * error
     return TaskMean(mean, error, Interval(max(mean - half, limits[0]), min(mean + half, limits[1])))
 
 
@@ -60,7 +60,7 @@ def clustered_rate(tasks: Sequence[ArrayLike], confidence: float = 0.95) -> Task
     Korn & Graubard 1998, Survey Methodology 24:193: Clopper and Pearson's interval with as many episodes as would give
     the spread seen between tasks, corrected for the few tasks and at most those there are (so NCHS). Needs two tasks.
     """
-    from scipy.stats import beta, t
+    from scipy.special import betaincinv, stdtrit
 
     values = _values(tasks)
     if min(task.min() for task in values) < 0 or max(task.max() for task in values) > 1:
@@ -70,11 +70,11 @@ def clustered_rate(tasks: Sequence[ArrayLike], confidence: float = 0.95) -> Task
     episodes = sum(len(task) for task in values)
     effective = float(episodes)
     if error > 0:
-        few = float(t.ppf(upper, episodes - 1) / t.ppf(upper, len(values) - 1))
+        few = float(stdtrit(episodes - 1, upper) / stdtrit(len(values) - 1, upper))
         effective = min(effective, mean * (1 - mean) / error**2 * few**2)
     good, bad = effective * mean, effective * (1 - mean)
-    low = float(beta.ppf(1 - upper, good, bad + 1)) if good > 0 else 0.0
-    return TaskMean(mean, error, Interval(low, float(beta.ppf(upper, good + 1, bad)) if bad > 0 else 1.0))
+    low = float(betaincinv(good, bad + 1, 1 - upper)) if good > 0 else 0.0
+    return TaskMean(mean, error, Interval(low, float(betaincinv(good + 1, bad, upper)) if bad > 0 else 1.0))
 
 
 def stratified_bootstrap(
