@@ -10,21 +10,27 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import fakes
 import numpy as np
 import pytest
 from made_runs import as_before
 
-from vla_bench import doctor, screen
+from vla_bench import doctor, pool, screen
 from vla_bench.chunking import AdaptiveEnsemble, TemporalEnsemble
 from vla_bench.cli import main
 from vla_bench.config import RunConfig, digest, folder_name
 from vla_bench.duel import DuelConfig, duel
 from vla_bench.errors import UsageError, in_a_line, lacks_memory, too_many_files
+from vla_bench.inference import LocalPolicy
 from vla_bench.paths import path_fields
+from vla_bench.pool import Pool, WorkerSetup
 from vla_bench.provenance import gather
+from vla_bench.rollout import Filming
 from vla_bench.runner import run
+from vla_bench.types import Episode
 
 TESTS = Path(__file__).parent
 TOY = ["run", "--policy", "fakes:Walker", "--suite", "fakes:suite", "--task", "0", "--episodes", "1"]
@@ -93,6 +99,10 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     before = list(sys.path)
     yield tmp_path
     sys.path[:] = before
+    forget_modules()
+
+
+def forget_modules() -> None:
     for name in [name for name in sys.modules if name.partition("_")[0] in ("mine", "gaits", "world")]:
         del sys.modules[name]
 
@@ -502,8 +512,32 @@ def test_a_run_is_not_resumed_with_other_code(file: str, key: str, mine: Path) -
     assert run(config).judged == 2
     with (mine / file).open("a", encoding="utf-8") as code:
         code.write("# changed\n")
+    with pytest.raises(UsageError, match=rf"{file} was changed after it had been imported, and what plays is the old"):
+        run(config)
+    forget_modules()  # as in a new process
     with pytest.raises(UsageError, match=rf"r holds another run: {key} is .* there and .* here"):
         run(config)
+
+
+def test_a_worker_plays_nothing_with_other_code_than_the_run_began_with(mine: Path) -> None:
+    cameras, chunking = (fakes.CAMERA,), AdaptiveEnsemble()
+    one = WorkerSetup("world:suite", (), cameras, 1, chunking, Filming(), 0, str(mine), None)
+    began = pool.origin_of(one)
+    with (mine / "world.py").open("a", encoding="utf-8") as code:
+        code.write("# changed\n")
+    rollouts = Pool([replace(one, origin=began)], LocalPolicy(fakes.Walker(fakes.suite())), 1, 1)
+    with pytest.raises(UsageError, match=r"The code of 'world:suite' or .* was changed while the run was played"):
+        list(rollouts.rollouts([Episode("mine", "0", 0, 0)]))
+
+
+def test_a_checkpoint_that_is_written_while_it_is_read_is_refused(mine: Path) -> None:
+    (mine / "weights").mkdir()
+    (mine / "weights" / "a.bin").write_bytes(b"1")
+    writes = POLICY.replace("if leave:", 'open(os.path.join(checkpoint, "a.bin"), "ab").write(b"2")\n        if leave:')
+    (mine / "mine.py").write_text(writes, encoding="utf-8")
+    with pytest.raises(UsageError, match=r"^weights was changed while it was read: run this again when nobody writes"):
+        run(RunConfig("mine:Mine", "world:suite", episodes=1, out="r", checkpoint="weights"))
+    assert not (mine / "r").exists()
 
 
 def test_a_run_from_before_code_was_told_is_resumed(mine: Path) -> None:
@@ -536,6 +570,7 @@ def test_a_run_from_before_the_code_of_plug_ins_was_recorded_is_resumed(
     assert run(config).judged == 2
     with (mine / "mine.py").open("a", encoding="utf-8") as code:
         code.write("# changed\n")
+    forget_modules()
     with pytest.raises(UsageError, match=r"code is .* there and .* here"):
         run(config)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -231,6 +232,7 @@ def test_a_policy_whose_file_has_changed_is_another_policy(tmp_path: Path, monke
     monkeypatch.syspath_prepend(tmp_path)
     run(config(tmp_path / "run", policy="mine_a:Mine"))
     (tmp_path / "mine_a.py").write_text(source + "# changed\n")
+    importlib.reload(sys.modules["mine_a"])
     with pytest.raises(UsageError, match="code is"):
         run(config(tmp_path / "run", policy="mine_a:Mine"))
 

@@ -32,8 +32,9 @@ from vla_bench.config import EPISODE_TIMEOUT_S
 from vla_bench.errors import PolicyFailure, UsageError, too_many_files
 from vla_bench.foreign import contained, insist_on_process
 from vla_bench.inference import LocalPolicy
-from vla_bench.paths import returning
-from vla_bench.registry import make_policy, make_suite
+from vla_bench.paths import absolute, returning
+from vla_bench.provenance import stamps
+from vla_bench.registry import make_policy, make_suite, policy_code, suite_code
 from vla_bench.rollout import Actor, Answer, Filming, Keeper, Rollout, Stage, attach, broken
 from vla_bench.screen import own_streams
 from vla_bench.types import Camera, Episode, Image, Observation
@@ -81,6 +82,8 @@ class WorkerSetup:
     """Policy name, checkpoint, arguments and timeout of a policy that must run beside the simulator."""
     keeper: Keeper | None = None
     episode_timeout_s: float = EPISODE_TIMEOUT_S
+    origin: Sequence[object] | None = None
+    """`origin_of` the run; where it is another one in the worker, that plays nothing."""
 
 
 class Begin(NamedTuple):
@@ -204,14 +207,33 @@ def _work(pipe: Connection, setup: WorkerSetup, memory: Memory) -> None:
 def _open_stage(pipe: Connection, setup: WorkerSetup, desk: Desk) -> Stage:
     suite = make_suite(setup.suite, setup.suite_args)
     cameras = [camera.name for camera in setup.cameras]
+    _insist_on_origin(setup)
     if setup.privileged is None:
         actor = Actor(PipePolicy(pipe, desk, setup.slot), setup.chunking)
         return Stage(suite, cameras, actor, filming=setup.filming, history=setup.history, keeper=setup.keeper)
     name, checkpoint, arguments, timeout_s = setup.privileged
     policy = make_policy(name, suite, checkpoint, arguments)
+    _insist_on_origin(setup)
     actor = Actor(LocalPolicy(policy, timeout_s), setup.chunking)
     watch = attach(policy)
     return Stage(suite, cameras, actor, watch, filming=setup.filming, history=setup.history, keeper=setup.keeper)
+
+
+def origin_of(setup: WorkerSetup) -> list[object]:
+    """Which code and which checkpoint, by their files, decide what a worker plays."""
+    if setup.privileged is None:
+        return [suite_code(setup.suite)]
+    name, checkpoint, *_ = setup.privileged
+    return [suite_code(setup.suite), policy_code(name), stamps(absolute(checkpoint))]
+
+
+def _insist_on_origin(setup: WorkerSetup) -> None:
+    if setup.origin is not None and setup.origin != origin_of(setup):
+        raise UsageError(
+            f"The code of {setup.suite!r} or the policy it is played by was changed while the run was played: what is "
+            "stored is of the code that it began with. Undo the change to finish it, or run the new code with another "
+            "--out."
+        )
 
 
 class Worker:

@@ -24,15 +24,26 @@ def content_hash(path: str | None) -> str:
     if path is None or not Path(path).exists():
         return ""
     digest = hashlib.sha256()
-    files = (
-        [Path(path)] if Path(path).is_file() else sorted(file for file in Path(path).rglob("*") if _counts(file, path))
-    )
-    for file in files:
+    for file in _content(path):
         digest.update(file.name.encode())
         with file.open("rb") as stream:
             while block := stream.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()[:16]
+
+
+def stamps(path: str | None) -> list[tuple[str, int, int, int]]:
+    """Name, inode, size and time of change in ns of all that `content_hash` reads: others when somebody wrote to it."""
+    if path is None or not Path(path).exists():
+        return []
+    files = [(str(file), file.stat()) for file in _content(path)]
+    return [(name, about.st_ino, about.st_size, about.st_mtime_ns) for name, about in files]
+
+
+def _content(path: str) -> list[Path]:
+    if Path(path).is_file():
+        return [Path(path)]
+    return sorted(file for file in Path(path).rglob("*") if _counts(file, path))
 
 
 def _counts(file: Path, root: str) -> bool:

@@ -21,8 +21,8 @@ from vla_bench.inference import LocalPolicy, check_compatible
 from vla_bench.integrity import protocol_hash
 from vla_bench.paths import absolute, home, returning
 from vla_bench.pixels import views_of
-from vla_bench.pool import Pool, WorkerSetup, worker_count
-from vla_bench.provenance import content_hash, gather
+from vla_bench.pool import Pool, WorkerSetup, origin_of, worker_count
+from vla_bench.provenance import content_hash, gather, stamps
 from vla_bench.registry import make_policy, make_suite, policy_code, suite_code, telling
 from vla_bench.renderers import Drawn, between, drawn, pixels_sentence, without_renderer
 from vla_bench.rollout import Actor, Filming, Keeper, Rollout, Stage, attach
@@ -170,14 +170,19 @@ def prepare(config: RunConfig, keeper: Keeper | None = None) -> Job:
     settings = protocol(suite, config)
     if suite.mujoco_quality:
         use_backend()  # before a policy imports MuJoCo
+    before = stamps(checkpoint)
     policy = make_policy(config.policy, suite, config.checkpoint, config.policy_args)
     check_compatible(policy, suite)
     code = policy_code(config.policy)
+    told = policy.spec.checkpoint
+    content = "" if _is_hash(told) else content_hash(checkpoint)
+    if stamps(checkpoint) != before:
+        raise UsageError(f"{config.checkpoint} was changed while it was read: run this again when nobody writes to it.")
     info = RunInfo(
         identity={
             **config.identity(),
-            "weights": hidden(policy.spec.checkpoint) or content_hash(checkpoint),
-            "content": content_hash(checkpoint) if _is_no_hash(policy.spec.checkpoint) else "",
+            "weights": hidden(told) or content,
+            "content": content if told else "",
             "code": code.file,
             "imports": code.imports,
         },
@@ -198,9 +203,9 @@ def _rendered_by(suite: Suite, policy: Policy, keeper: Keeper | None) -> Drawn:
     return renderer(views) if policy.spec.cameras or keeper is not None else Drawn()
 
 
-def _is_no_hash(told: str) -> bool:
-    """Whether what a policy tells of its checkpoint may stay the same while the weights change."""
-    return bool(told) and not re.fullmatch("[0-9a-f]{40,64}", told)
+def _is_hash(told: str) -> bool:
+    """Whether what a policy tells of its checkpoint changes with the weights."""
+    return bool(re.fullmatch("[0-9a-f]{40,64}", told))
 
 
 def _about(policy: Policy) -> str:
@@ -421,4 +426,5 @@ def _pooled(job: Job, todo: Sequence[Episode]) -> Generator[Rollout]:
         )
         for slot in range(job.workers)
     ]
+    setups = [replace(setup, origin=origin_of(setup)) for setup in setups]
     yield from Pool(setups, job.answers, config.batch_size, MAX_ATTEMPTS).rollouts(todo)

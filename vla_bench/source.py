@@ -15,25 +15,46 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
+from vla_bench.errors import UsageError
 from vla_bench.provenance import content_hash
 
+_first: dict[str, tuple[ModuleSpec | None, str]] = {}
+"""What the file of each imported module was when it was asked for first."""
 _INSTALLED = {"site-packages", "dist-packages"}
 
 
 def code_hash(module: ModuleType) -> str:
-    """16 hex digits of SHA-256 over the module's own file; empty where it has none."""
-    return content_hash(module.__file__)
+    """16 hex digits of SHA-256 over the module's own file; empty where it has none. Raises as `imports_hash`."""
+    return _hash_of(module.__name__, module.__file__)
 
 
 def imports_hash(module: ModuleType) -> str:
-    """16 hex digits of SHA-256 over names and contents of the local modules it imports; empty where there is none."""
+    """16 hex digits of SHA-256 over names and contents of the local modules it imports; empty where there is none.
+
+    Raises UsageError when a file is another than the one that this process has imported.
+    """
     files = local_imports(module)
     if not files:
         return ""
     digest = hashlib.sha256()
     for name, file in sorted(files.items()):
-        digest.update(f"{name} {content_hash(str(file))}\n".encode())
+        digest.update(f"{name} {_hash_of(name, str(file))}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def _hash_of(name: str, file: str | None) -> str:
+    """Of a module's file. What is imported already stays what it was, whatever its file says by now."""
+    found, loaded = content_hash(file), sys.modules.get(name)
+    if loaded is None:
+        return found
+    before = _first.get(name)
+    if before is None or before[0] is not loaded.__spec__:  # it has been imported, or reloaded, since
+        _first[name] = loaded.__spec__, found
+    elif before[1] != found:
+        raise UsageError(
+            f"{file} was changed after it had been imported, and what plays is the old code: start a new process."
+        )
+    return found
 
 
 def local_imports(module: ModuleType) -> dict[str, Path]:

@@ -33,7 +33,7 @@ def mcnemar_midp(a_only: int, b_only: int, alternative: Alternative = "two-sided
     discordant(a_only, b_only)
     known(alternative)
     pairs = a_only + b_only
-    seen = comb(pairs, a_only) / 2**pairs
+    seen = comb(pairs, a_only) / (1 << pairs)
     if alternative == "two-sided":
         return min(2 * _half(min(a_only, b_only), pairs) - seen, 1.0)
     return _half(a_only if alternative == "less" else b_only, pairs) - seen / 2
@@ -95,7 +95,7 @@ def _half(most: int, n: int) -> float:
     for k in range(most):
         ways = ways * (n - k) // (k + 1)
         total += ways
-    return total / 2**n
+    return total / (1 << n)
 
 
 def _tango_low(a_only: int, b_only: int, pairs: int, z: float) -> float:
