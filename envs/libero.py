@@ -160,6 +160,7 @@ class LiberoEnv(RobosuiteEnv):
         del seed  # the official initial state is the whole scene
         self._origin.restore()
         self._enter(self._initial_states[trial])
+        self.start_fingerprint = self.fingerprint()
         self._settle()
 
     def _settle(self) -> None:
@@ -181,6 +182,7 @@ class LiberoEnv(RobosuiteEnv):
             if model.body(body).name in fixtures:
                 model.body_pos[body], model.body_quat[body] = fixtures[model.body(body).name]
         self._enter(state)
+        self.start_fingerprint = ""  # nothing settles
         self._set_out()
 
     def _enter(self, state: Float64) -> None:
@@ -231,6 +233,7 @@ class SampledEnv(LiberoEnv):
         sample = Sample(self.raw)
         sample.take()
         self._begin(SampleClock(CONTROL_HZ, self.raw.model_timestep), sample)
+        self.start_fingerprint = self.fingerprint()
         self._settle()
 
     def _draw(self, seed: int) -> None:

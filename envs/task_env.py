@@ -28,6 +28,9 @@ class TaskEnv(gymnasium.Env[dict[str, Any], Float32]):
     picks the initial state; without a trial one is drawn from the environment's own generator.
     """
 
+    start_fingerprint = ""
+    """Of the trial's scene before it settled; empty where nothing settles."""
+
     def __init__(self, task: Task, cameras: Sequence[Camera], state: Sequence[str], action: ActionSpec) -> None:
         self.task = task
         self.render_mode: str | None = None

@@ -211,6 +211,10 @@ class TinyEnv(TaskEnv):
     def attended(self, bodies: tuple[str, ...]) -> None:
         self.inner.attended = bodies
 
+    @property
+    def start_fingerprint(self) -> str:  # type: ignore[override]
+        return str(self.inner.start_fingerprint)
+
     # What the engine calls
 
     def reset_trial(self, trial: int, seed: int) -> Observation:

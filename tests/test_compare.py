@@ -66,6 +66,15 @@ def test_a_pair_on_two_scenes_is_no_pair_and_makes_the_runs_incomparable(tmp_pat
     assert "NOT COMPARABLE, compared only because --force said so." in everything_said(forced)
 
 
+def test_a_scene_that_settled_to_other_last_digits_is_still_the_same(tmp_path: Path) -> None:
+    a = load(made_run(tmp_path / "a", {"lift": "11", "door": "1"})).assign(start_fingerprint="laid out")
+    b = a.assign(scene_fingerprint="settled on another CPU")
+    assert pair_rows(a, b).pairing.paired == 3
+    assert pair_rows(a, a.assign(start_fingerprint="")).pairing.paired == 3, "a run from before it was told"
+    moved = b.assign(start_fingerprint=["moved", "laid out", "laid out"])
+    assert pair_rows(a, moved).pairing.mismatched == ("lift trial 0",)
+
+
 def test_an_unknown_scene_proves_nothing(tmp_path: Path) -> None:
     rows = load(made_run(tmp_path / "a", {"lift": "11"}, scene=""))
     assert len(pair_rows(rows, rows).pairing.mismatched) == 2

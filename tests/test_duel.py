@@ -71,6 +71,8 @@ def test_evidence_of_one_over_alpha_decides(discordant: int, alpha: float, decid
 def test_another_scene_calls_the_duel_off() -> None:
     score = Score(0.05).after(episode("lift", 3, True), episode("lift", 3, True, scene="moved"))
     assert (score.mismatched, score.over, score.pairs) == ("lift trial 3", True, 0)
+    rows = [replace(episode("lift", 3, True, scene=cpu), start_fingerprint="laid out") for cpu in ("AVX2", "AVX512")]
+    assert Score(0.05).after(*rows).pairs == 1
 
 
 # Duels

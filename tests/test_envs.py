@@ -20,6 +20,7 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from marks import slow
+from numpy.typing import NDArray
 
 import vla_bench  # noqa: F401 registers the tasks
 from vla_bench.errors import UsageError
@@ -45,6 +47,7 @@ LIBERO = [name for name, path in SUITES.items() if path.startswith("vla_bench.en
 CHAINS = ["calvin_a", "calvin_b", "calvin_c", "calvin_d"]
 # The task of each suite that is tried: one with much to go wrong where there is one, else the first.
 CHOSEN = {
+    "robosuite": 1,  # a scene that is compiled once; Lift's, compiled at every reset, is in test_envs_truth.py
     "libero_spatial": 4,  # a drawer that starts open
     "libero_goal": 7,  # a stove
     "libero_10": 2,  # a stove
@@ -141,7 +144,7 @@ def test_a_trial_in_a_reused_scene_is_the_trial_of_a_fresh_process(made: Made) -
 
 # test_envs_truth.py holds libero_goal's against upstream, in a scene that is used again
 @pytest.mark.parametrize(
-    "name", [name if name == "libero_90" else slow(name) for name in OTHERS if name != "libero_goal"]
+    "name", [name if name == "calvin_a" else slow(name) for name in OTHERS if name != "libero_goal"]
 )
 def test_a_trial_repeats_in_every_other_suite(name: str) -> None:
     suite = make_suite(name)
@@ -160,7 +163,7 @@ def test_a_trial_is_the_same_after_one_that_ended_early(made: Made, monkeypatch:
     env.reset_trial(0, 0)
     _succeed(env)
     after = env.advance(random_actions(made.suite, steps=9))
-    if made.suite.name in ("libero_goal", "robosuite"):
+    if made.suite.name == "libero_goal":
         assert (after.success, after.truncated, after.steps) == (True, False, 1)
     else:
         monkeypatch.setattr(env.raw, "_check_success", lambda: True)
@@ -176,8 +179,6 @@ def _succeed(env: Any) -> None:
     knob = "flat_stove_1_button"
     if knob in model.joint_names:
         data.qpos[model.get_joint_qpos_addr(knob)] = 1.0
-    if env.task.name == "Lift":
-        data.qpos[model.get_joint_qpos_addr(env.raw.cube.joints[0])[0] + 2] += 0.1
 
 
 @on_robosuite
@@ -300,8 +301,10 @@ def test_an_unknown_reset_option_is_a_usage_error(made: Made) -> None:
         made.env.reset(options={"trail": 1})
 
 
-def test_an_episode_is_truncated_at_the_step_limit(made: Made) -> None:
-    limit = chosen_task(made.suite).max_steps
+def test_an_episode_is_truncated_at_the_step_limit(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = 40
+    env = getattr(made.env.unwrapped, "inner", made.env.unwrapped)
+    monkeypatch.setattr(env, "task", replace(chosen_task(made.suite), max_steps=limit))
     made.env.reset_trial(0, 0)
     still = np.zeros((limit - 1, made.suite.action.dim), np.float32)
     after = made.env.advance(still)
@@ -403,19 +406,59 @@ def test_without_cameras_no_opengl_is_used(name: str, monkeypatch: pytest.Monkey
 def test_environments_in_one_process_do_not_paint_into_each_other() -> None:
     suite = make_suite("robosuite")
     cameras = [camera.name for camera in suite.cameras]
-    lift = suite.make_env(suite.task("Lift"), cameras)
-    alone = told(lift, suite)
+    door = suite.make_env(suite.task("Door"), cameras)
+    alone = told(door, suite)
     for closed in (True, False):
         stack = suite.make_env(suite.task("Stack"), cameras)
         stack.reset_trial(0, 0)
-        assert told(lift, suite) == alone
+        assert told(door, suite) == alone
         if closed:
             stack.close()
             stack.close()
         del stack
         gc.collect()
-        assert told(lift, suite) == alone
-    lift.close()
+        assert told(door, suite) == alone
+    door.close()
+
+
+@pytest.mark.parametrize("name", ["Stack", *map(slow, ("Lift", "Door", "NutAssemblySquare", "PickPlaceCan"))])
+def test_a_scene_that_is_not_compiled_again_is_as_if_it_had_been(name: str) -> None:
+    suite = make_suite("robosuite")
+    env, other = (suite.make_env(suite.task(name), ()) for _ in range(2))
+    env.reset_trial(0, 0)
+    env.raw.sim.model._model.body_mass[:] *= 1.1
+    env.advance(random_actions(suite, steps=3))
+    env.reset_trial(2, 1)
+    other.reset_trial(2, 1)
+    assert np.array_equal(bytes_of(env), bytes_of(other))
+    assert env.fingerprint() == other.fingerprint()
+
+
+def bytes_of(env: Any) -> NDArray[np.uint8]:
+    """The whole compiled model, as MuJoCo writes it to a file."""
+    mujoco, model = importlib.import_module("mujoco"), env.raw.sim.model._model
+    buffer = np.zeros(mujoco.mj_sizeModel(model), np.uint8)
+    mujoco.mj_saveModel(model, None, buffer)
+    return buffer
+
+
+OLD_CPU = {
+    "OPENBLAS_CORETYPE": "Prescott",  # adds in another order than with AVX
+    "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2,-FMA,-AVX2_Usable,-FMA_Usable",  # has another sine
+}
+
+
+def test_where_a_scene_starts_from_is_told_alike_on_every_cpu() -> None:
+    """As it is in results/baselines/, where the scene settled to other last digits than on many a CPU."""
+    code = (
+        "from vla_bench.registry import make_suite; suite = make_suite('tiny');"
+        "env = suite.make_env(suite.task('turn_on_the_stove'), ()); env.reset_trial(3, 0); print(env.start_fingerprint)"
+    )
+    for cpu in ({}, OLD_CPU):
+        child = subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, **cpu}, capture_output=True, text=True, check=True
+        )
+        assert child.stdout.strip() == "e2c4355f828fd844", cpu
 
 
 # Gymnasium's registry

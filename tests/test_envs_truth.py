@@ -194,7 +194,7 @@ RANDOM = [
 LIFT = Case("robosuite", "Lift", 0)
 STOVE = Case("libero_goal", "turn_on_the_stove", 0)
 STOVE_AND_POT = Case("libero_10", "KITCHEN_SCENE3_turn_on_the_stove_and_put_the_moka_pot_on_it", 0)
-SOON = 30
+SOON = 10
 # Each simulator with all pictures at every push; test_libero_sampled.py has one with its fixtures elsewhere.
 CASES = [
     *(case._replace(steps=SOON) for case in RANDOM if case.all_pictures),

@@ -207,6 +207,16 @@ def test_pairs_on_unequal_scenes_are_left_out_of_a_paired_test(tmp_path: Path) -
     assert (found.test, found.pairs, found.unequal_scenes, found.a_only) == ("McNemar", 3, 1, 3)
 
 
+def test_scenes_that_settled_to_other_last_digits_are_paired(tmp_path: Path) -> None:
+    for name, success in (("alpha", True), ("beta", False)):
+        with RunStore.open(tmp_path / name, of_policy(name)) as store:
+            for trial in range(3):
+                row = episode("lift", trial, success=success, scene=f"{name} {trial}")
+                store.append(replace(row, start_fingerprint=f"laid out {trial}"), [])
+    (found,) = only_board(tmp_path).comparisons
+    assert (found.test, found.pairs, found.unequal_scenes) == ("McNemar", 3, 0)
+
+
 def test_who_played_fewer_episodes_is_named(tmp_path: Path) -> None:
     run_of(tmp_path / "a", "alpha", {"lift": "1111", "door": "1111"})
     run_of(tmp_path / "b", "beta", {"lift": "1100"})

@@ -130,7 +130,7 @@ def test_oracle_gives_up_after_so_much_planning(env: Any, monkeypatch: pytest.Mo
     ("suite_name", "task"),
     [
         pytest.param("robosuite", "Stack", marks=pytest.mark.slow),
-        ("robosuite", "Door"),
+        pytest.param("robosuite", "Door", marks=pytest.mark.slow),
         pytest.param("robosuite", "NutAssemblySquare", marks=pytest.mark.slow),
         pytest.param("libero_goal", "turn_on_the_stove", marks=pytest.mark.slow),
         pytest.param("libero_goal", "put_the_bowl_on_the_stove", marks=pytest.mark.slow),

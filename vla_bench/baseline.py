@@ -51,8 +51,9 @@ class BaselineEpisode:
     subgoals: tuple[str, ...] = ()
     """Of a chain. For an episode of one instruction this is empty, the number above 0, and neither is written."""
     renderer: str = ""
-    """As in a run's row, and the next one; what is empty is not written."""
+    """As in a run's row, and the next two; what is empty is not written."""
     render_probe: str = ""
+    start_fingerprint: str = ""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from vla_bench.compare import EXIT_CODES, Verdict, check_alpha, level
 from vla_bench.config import ALIASES, EPISODE_TIMEOUT_S, RunConfig, digest, folder_name
 from vla_bench.errors import EXIT_BROKEN, EXIT_INTERRUPTED, PolicyFailure, UsageError
 from vla_bench.foreign import contained
-from vla_bench.pairing import counted, episode_name, policy_title
+from vla_bench.pairing import counted, episode_name, policy_title, same_scene, scene_of
 from vla_bench.paths import TakesPaths, UserPath, returning
 from vla_bench.renderers import MARK, drawn, likeness
 from vla_bench.rollout import Rollout
@@ -180,7 +180,7 @@ class Score:
         seen = replace(self, seen=self.seen + 1)
         if a.success is None or b.success is None:
             return replace(seen, unjudged=self.unjudged + 1)
-        if a.scene_fingerprint != b.scene_fingerprint or not a.scene_fingerprint:
+        if not same_scene(*(scene_of(row.scene_fingerprint, row.start_fingerprint) for row in (a, b))):
             return replace(seen, mismatched=episode_name(a.task, a.trial, a.seed, a.perturbation))
         return replace(
             seen,

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from vla_bench.chains import (
     links_of,
     span_text,
 )
+from vla_bench.pairing import same_scene, scene_of
 from vla_bench.published import CALVIN, LIBERO, NOTICE, CalvinRow, LiberoRow
 from vla_bench.renderers import MARK
 from vla_bench.sections import Entrant, Found, Section, find_runs, sections_of, short_checkpoint
@@ -267,7 +268,7 @@ def _compare_all(section: Section, best_first: Sequence[str]) -> tuple[Compariso
 
 def _side_by_side(entrants: Sequence[Entrant]) -> tuple[NDArray[np.float64], NDArray[np.object_]]:
     """(episodes, entrants): success as 1 or 0, of chains the instructions done, NaN where there is no verdict; and the
-    scene's fingerprint, empty likewise."""
+    scene (`scene_of`), NaN where there is no such row."""
     import pandas as pd
 
     if not entrants:
@@ -275,8 +276,15 @@ def _side_by_side(entrants: Sequence[Entrant]) -> tuple[NDArray[np.float64], NDA
     indexed = [entrant.episodes.set_index(list(KEY)) for entrant in entrants]
     chains = any(are_chains(entrant.episodes) for entrant in entrants)
     scores = pd.concat([_scores(rows, chains) for rows in indexed], axis=1)
-    scenes = pd.concat([rows["scene_fingerprint"].astype(object) for rows in indexed], axis=1)
-    return scores.to_numpy(float), scenes.fillna("").to_numpy(object)
+    scenes = pd.concat([_scenes(rows) for rows in indexed], axis=1)
+    return scores.to_numpy(float), scenes.to_numpy(object)
+
+
+def _scenes(rows: pd.DataFrame) -> pd.Series[Any]:
+    import pandas as pd
+
+    named = map(scene_of, rows["scene_fingerprint"], rows["start_fingerprint"])
+    return pd.Series([*named], index=rows.index, dtype=object)
 
 
 def _scores(rows: pd.DataFrame, chains: bool) -> pd.Series[float]:
@@ -287,7 +295,8 @@ def _scores(rows: pd.DataFrame, chains: bool) -> pd.Series[float]:
 def _compare(a: str, b: str, scores: NDArray[np.float64], scenes: NDArray[np.object_], links: int) -> Comparison:
     """The test of one pair; `scores` and `scenes` are (episodes, 2)."""
     both = ~np.isnan(scores).any(axis=1)
-    same = both & (scenes[:, 0] == scenes[:, 1]) & (scenes[:, 0] != "")
+    same = np.zeros(len(scenes), bool)
+    same[both] = [same_scene(a, b) for a, b in scenes[both]]
     unequal = int(both.sum() - same.sum())
     if links > 1:
         return replace(_compare_lengths(a, b, scores, same, links), unequal_scenes=unequal)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import numpy as np
+
 from vla_bench.renderers import Drawn, Likeness, least_alike, pixels_sentence, within
 from vla_bench.store import KEY, RunInfo
 from vla_bench.tables import drawn_in
@@ -67,7 +69,8 @@ def pair_rows(a: pd.DataFrame, b: pd.DataFrame) -> Pairs:
     a, b = _keyed(a), _keyed(b)
     both = a.merge(b, on=list(KEY), suffixes=("_a", "_b"))
     judged = both[both["success_a"].notna() & both["success_b"].notna()]
-    proven = (judged["scene_fingerprint_a"] == judged["scene_fingerprint_b"]) & (judged["scene_fingerprint_a"] != "")
+    scenes = ([*map(scene_of, judged[f"scene_fingerprint_{x}"], judged[f"start_fingerprint_{x}"])] for x in "ab")
+    proven = np.array([same_scene(*pair) for pair in zip(*scenes, strict=True)], bool)
     rows, strangers = judged[proven], judged[~proven]
     rows = rows.astype({"success_a": bool, "success_b": bool}).reset_index(drop=True)
     pairing = Pairing(
@@ -80,6 +83,16 @@ def pair_rows(a: pd.DataFrame, b: pd.DataFrame) -> Pairs:
         pixels=_pixels(rows),
     )
     return Pairs(rows, pairing)
+
+
+def scene_of(scene_fingerprint: str, start_fingerprint: str) -> frozenset[str]:
+    """What tells the scene of a row from others."""
+    return frozenset({scene_fingerprint, start_fingerprint} - {""})
+
+
+def same_scene(a: frozenset[str], b: frozenset[str]) -> bool:
+    """Whether both are proven to be one scene. After settling it may differ in its last digits between kinds of CPU."""
+    return not a.isdisjoint(b)
 
 
 def pixels_note(pairing: Pairing, episodes: Mapping[str, pd.DataFrame]) -> str:

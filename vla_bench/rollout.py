@@ -165,7 +165,7 @@ class Actor:
 def run_episode(env: Env, actor: Actor, episode: Episode, control_hz: float, started: float) -> Rollout:
     """Play the episode to success or to its step limit. `started` is the `perf_counter` at which its set-up began."""
     observation = env.reset_trial(episode.trial, episode.seed)
-    scene = _fingerprint(env)
+    scene, start = _fingerprint(env), _text("start_fingerprint", getattr(env, "start_fingerprint", ""))
     actor.begin(episode)
     setup_s = time.perf_counter() - started
     tally = _Tally()
@@ -199,6 +199,7 @@ def run_episode(env: Env, actor: Actor, episode: Episode, control_hz: float, sta
         sim_s=tally.steps / control_hz,
         scene_fingerprint=scene,
         final_fingerprint=_fingerprint(env),
+        start_fingerprint=start,
         subgoals=tally.subgoals,
         out_of_bounds=out_of_bounds(getattr(env, "action_space", None), played),
     )
@@ -246,9 +247,12 @@ def _seconds(name: str, told: float) -> float:
 
 
 def _fingerprint(env: Env) -> str:
-    told = env.fingerprint()
+    return _text("fingerprint", env.fingerprint())
+
+
+def _text(name: str, told: object) -> str:
     if not isinstance(told, str):
-        raise TypeError(f"fingerprint returned {type(told).__name__}, expected str")
+        raise TypeError(f"{name} returned {type(told).__name__}, expected str")
     return told
 
 

@@ -151,6 +151,9 @@ class EpisodeResult:
     pictures are not MuJoCo's."""
     render_probe: str = ""
     """Hash of a probe scene, rendered by the same renderer (`vla_bench.pixels`)."""
+    start_fingerprint: str = ""
+    """Hash of the scene as it was laid out, before anything moved in it: the same on every machine, where settling ends
+    in other last digits on another kind of CPU. Empty where nothing settles, and in rows of older runs."""
     out_of_bounds: int | None = None
     """Control steps whose action lay outside the environment's action space: robosuite and LIBERO clip such an action,
     CALVIN plays it. None where it is not known: in rows of older runs, and where there is no such space."""
@@ -280,7 +283,11 @@ class Env(Protocol):
         """Paint the film of the episode just played. The simulator is left as it is."""
 
     def fingerprint(self) -> str:
-        """Hash of the scene (shapes, fixtures, masses) and the simulator's state as they are now."""
+        """Hash of the scene (shapes, fixtures, masses) and the simulator's state as they are now.
+
+        Where things settle before an episode begins, an attribute `start_fingerprint` may say what it was before that:
+        whoever plays the same scene on another kind of CPU, where settling rounds otherwise, is compared by it.
+        """
 
     def close(self) -> None: ...
 
