@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_EPISODES ?= 3
 DEMO_DUEL ?= 5
+GATE ?= pi0 openvla reconvla diffusion_policy
 PYTHONS ?= 3.10 3.13
 
 .PHONY: help setup setup-tests demo gate test test-slow test-newest test-pythons check lock build clean
@@ -30,7 +31,7 @@ demo: setup ## play policies on robosuite, CALVIN, LIBERO and the suite tiny, le
 	@echo "Open reports/demo/index.html."
 
 gate: setup ## play the checkpoints that come along on the suite tiny and hold them against the committed baselines
-	VENV="$(VENV)" sh scripts/gate.sh
+	VENV="$(VENV)" sh scripts/gate.sh $(GATE)
 
 setup-tests: $(VENV)/.tests-installed ## also install what the tests compare with and look at pages with
 
