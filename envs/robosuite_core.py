@@ -20,10 +20,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import hashlib
 import logging
-import multiprocessing
 import sys
 import time
 from collections import deque
@@ -37,9 +35,8 @@ import numpy as np
 from vla_bench.errors import MissingPackage
 from vla_bench.geometry import axis_angle_from_quat
 from vla_bench.gl import explained, use_backend
-from vla_bench.simulators import insist_on_versions, use_numba_cache, without_shared_log
+from vla_bench.simulators import insist_on_versions, spare_garbage_collection, use_numba_cache, without_shared_log
 from vla_bench.types import ActionSpec, Camera, Float32, Frame, Image, Mask, Observation, Shot, Task, Transition
-from vla_bench.watch import is_watched
 
 from .robosuite_cameras import Cameras, Float64, Still
 from .task_env import TaskEnv
@@ -75,9 +72,7 @@ def import_robosuite() -> Any:
             import robosuite
     except ModuleNotFoundError as error:
         raise MissingPackage(error.name or "robosuite", "robosuite") from error
-    if is_watched() or multiprocessing.parent_process():  # a command or a worker: all that is imported stays to the end
-        gc.collect()
-        gc.freeze()  # robosuite collects garbage at every reset, which searched all modules: 130 ms of 220
+    spare_garbage_collection()
     return robosuite
 
 
