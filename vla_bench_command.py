@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vla_bench.watch import End
+    from vla_bench.process.watch import End
 
 _loading: list[Callable[[], None]] = []
 
@@ -25,7 +25,7 @@ def main() -> int:
     package = importlib.util.module_from_spec(spec)
     sys.modules["vla_bench"] = package  # what it imports itself takes half a second, and is for who works
     _loading.append(lambda: loader.exec_module(package))
-    from vla_bench.watch import command
+    from vla_bench.process.watch import command
 
     return command(_work, _aftermath)
 
@@ -43,6 +43,6 @@ def _work() -> int:
 
 
 def _aftermath(end: "End") -> int:
-    from vla_bench.aftermath import tell
+    from vla_bench.store.aftermath import tell
 
     return tell(end)

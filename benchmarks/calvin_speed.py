@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-from vla_bench.envs.calvin_sim import CAMERA_PX, Table
-from vla_bench.envs.calvin_tasks import TASKS, check_task
+from vla_bench.envs.calvin.sim import CAMERA_PX, Table
+from vla_bench.envs.calvin.tasks import TASKS, check_task
 
 REAL_STEPS_PER_S = 800.0
 CHAIN_STEPS, CHAIN_GOAL_S, WORKERS = 360, 2.0, 2

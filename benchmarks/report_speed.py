@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from vla_bench import store
-from vla_bench.integrity import protocol_hash
-from vla_bench.store import RunInfo
+from vla_bench.store import runs as store
+from vla_bench.store.integrity import protocol_hash
+from vla_bench.store.runs import RunInfo
 from vla_bench.types import EpisodeResult
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "robosuite")

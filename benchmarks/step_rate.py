@@ -32,14 +32,14 @@ import numpy as np
 import tyro
 from vla_bench.policies.baselines import standing_still
 
-from vla_bench import gl
 from vla_bench.chunking import RecedingHorizon
 from vla_bench.inference import LocalPolicy
 from vla_bench.pool import Pool, WorkerSetup
-from vla_bench.provenance import gather
 from vla_bench.registry import make_suite
+from vla_bench.rendering import gl
 from vla_bench.rollout import Actor, Filming, Rollout, Stage
-from vla_bench.store import RunInfo, RunStore
+from vla_bench.store.provenance import gather
+from vla_bench.store.runs import RunInfo, RunStore
 from vla_bench.types import ActionChunk, Env, Episode, Float32, Observation, PolicySpec, Suite, Task, Transition
 
 SUITE = "libero_10"

@@ -39,8 +39,8 @@ from typing import Any, Literal
 import numpy as np
 
 from vla_bench.errors import MissingPackage, UsageError, in_a_line, install_command
-from vla_bench.gl import insist_on_library
-from vla_bench.simulators import insist_on_versions, installed_version, use_numba_cache
+from vla_bench.rendering.gl import insist_on_library
+from vla_bench.rendering.simulators import insist_on_versions, installed_version, use_numba_cache
 from vla_bench.types import Camera, Quality, Suite, Task
 
 from .libero_tasks import TASKS

@@ -19,8 +19,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from vla_bench.errors import UsageError
-from vla_bench.gl import insist_on_library
-from vla_bench.simulators import insist_on_versions, use_numba_cache
+from vla_bench.rendering.gl import insist_on_library
+from vla_bench.rendering.simulators import insist_on_versions, use_numba_cache
 from vla_bench.types import Camera, Quality, Suite, Task
 
 from .robosuite_core import (

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_bench.gl import explained
+from vla_bench.rendering.gl import explained
 from vla_bench.types import Camera, Float32, Image, Mask
 
 from .gl_contexts import insist_on_own_process, owned

@@ -34,8 +34,13 @@ import numpy as np
 
 from vla_bench.errors import MissingPackage
 from vla_bench.geometry import axis_angle_from_quat
-from vla_bench.gl import explained, use_backend
-from vla_bench.simulators import insist_on_versions, spare_garbage_collection, use_numba_cache, without_shared_log
+from vla_bench.rendering.gl import explained, use_backend
+from vla_bench.rendering.simulators import (
+    insist_on_versions,
+    spare_garbage_collection,
+    use_numba_cache,
+    without_shared_log,
+)
 from vla_bench.types import ActionSpec, Camera, Float32, Frame, Image, Mask, Observation, Shot, Task, Transition
 
 from .robosuite_cameras import Cameras, Float64, Still

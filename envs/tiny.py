@@ -25,18 +25,12 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from vla_bench.errors import UsageError
 from vla_bench.types import Camera, Float32, Frame, Image, Mask, Observation, Quality, Shot, Suite, Task, Transition
 
-from . import calvin, libero, robosuite, tiny_calvin
-from .calvin_scene import QUALITY
-from .calvin_sim import CAMERA_PX
-from .calvin_tasks import SENTENCES
-from .robosuite_core import (
-    ACTION,
-    CONTROL_HZ,
-    STATE,
-    RobosuiteEnv,
-    Sample,
-    SampleClock,
-)
+from . import libero, robosuite, tiny_calvin
+from .calvin import env as calvin
+from .calvin.scene import QUALITY
+from .calvin.sim import CAMERA_PX
+from .calvin.tasks import SENTENCES
+from .robosuite_core import ACTION, CONTROL_HZ, STATE, RobosuiteEnv, Sample, SampleClock
 from .task_env import TaskEnv
 
 Split = Literal["eval", "train"]

@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from vla_bench.geometry import axis_angle_from_quat
 from vla_bench.types import Camera, Float32, Task
 
-from . import calvin
-from .calvin_scene import SCENES
-from .calvin_starts import Start, task_start
+from .calvin import env as calvin
+from .calvin.scene import SCENES
+from .calvin.starts import Start, task_start
 from .robosuite_core import ACTION
 
 Float64 = NDArray[np.float64]

@@ -32,7 +32,7 @@ class Replay:
     """The actions recorded for the same episode: same suite, task, trial, seed and perturbation."""
 
     def __init__(self, suite: Suite, checkpoint: str) -> None:
-        from vla_bench.recorded import read_recorded
+        from vla_bench.data.recorded import read_recorded
 
         self.recorded = read_recorded(checkpoint, suite)
         """By episode, what the files say."""

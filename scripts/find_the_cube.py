@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from vla_bench.policies.stem import ResidualStem
+from vla_bench.policies.torch.stem import ResidualStem
 
 SIDE, PATCH, WIDTH, BATCH, RATE = 60, 12, 128, 32, 1e-3
 CUBE = slice(10, 12)  # x and y in the simulator's state: time, 7 joints of the arm, 2 of the fingers, the cube

@@ -47,7 +47,7 @@ fi
 $pip install -qq --no-deps --no-build-isolation --editable .
 
 gl() {
-    "$venv/bin/python" -c 'from vla_bench.gl import main; main()' "$@"
+    "$venv/bin/python" -c 'from vla_bench.rendering.gl import main; main()' "$@"
 }
 
 gl && exit 0

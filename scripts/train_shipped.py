@@ -20,7 +20,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vla_bench.policies.checkpoints import WEIGHTS, read_tensors, sha256_of
+from vla_bench.policies.torch.checkpoints import WEIGHTS, read_tensors, sha256_of
 
 from vla_bench.shipped import FOLDER, MANIFEST
 

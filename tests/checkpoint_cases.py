@@ -18,11 +18,11 @@ import test_pi0
 import torch
 from fuzz import Damage, damage_file, damaged, damaged_json
 from safetensors.torch import save_file
-from vla_bench.policies.diffusion_policy import DiffusionPolicy
-from vla_bench.policies.openvla import OpenVLA
-from vla_bench.policies.pi0 import Pi0
-from vla_bench.policies.reconvla import ReconVLA
-from vla_bench.policies.tokens import tiny_tokenizer
+from vla_bench.policies.diffusion_policy.policy import DiffusionPolicy
+from vla_bench.policies.openvla.policy import OpenVLA
+from vla_bench.policies.pi0.policy import Pi0
+from vla_bench.policies.reconvla.policy import ReconVLA
+from vla_bench.policies.torch.tokens import tiny_tokenizer
 
 from vla_bench.types import Observation, Policy, Suite
 

@@ -13,8 +13,8 @@ from collections.abc import Generator
 import pytest
 
 from vla_bench.errors import UsageError
-from vla_bench.gl import use_backend
-from vla_bench.simulators import use_numba_cache
+from vla_bench.rendering.gl import use_backend
+from vla_bench.rendering.simulators import use_numba_cache
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 with contextlib.suppress(UsageError):  # without one, the tests that need no simulator still run

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vla_bench.files import write_whole
-from vla_bench.learning import Recipe, Samples, Scales
+from vla_bench.store.files import write_whole
+from vla_bench.training.learning import Recipe, Samples, Scales
 from vla_bench.types import (
     ActionChunk,
     ActionSpec,

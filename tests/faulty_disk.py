@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from vla_bench import files, lock
+from vla_bench.store import files, lock
 
 CALLS = ("open", "write", "fsync", "ftruncate", "close", "replace", "rename", "unlink", "link", "mkdir", "flock")
 

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import fakes
 
-from vla_bench import aftermath, watch
 from vla_bench.cli import main
+from vla_bench.process import watch
+from vla_bench.store import aftermath
 
 INSTANTS: Sequence[tuple[Any, str]] = (
     (os, "fsync"),

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from vla_bench.integrity import protocol_hash
-from vla_bench.renderers import Drawn
-from vla_bench.store import RunInfo, RunStore
+from vla_bench.rendering.renderers import Drawn
+from vla_bench.store.integrity import protocol_hash
+from vla_bench.store.runs import RunInfo, RunStore
 from vla_bench.types import EpisodeResult, Inference
 
 INFO = RunInfo(

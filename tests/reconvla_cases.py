@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
-from vla_bench.policies.conventions import CALVIN_ACTION, CALVIN_STATE, LIBERO_ACTION, LIBERO_STATE
-from vla_bench.policies.reconvla_language import LanguageSizes
-from vla_bench.policies.reconvla_model import HeadSizes, LatentSizes, ReconModel, ReconSizes, VisionSizes
-from vla_bench.policies.training import Batch
+from vla_bench.policies.reconvla.language import LanguageSizes
+from vla_bench.policies.reconvla.model import HeadSizes, LatentSizes, ReconModel, ReconSizes, VisionSizes
+from vla_bench.policies.torch.conventions import CALVIN_ACTION, CALVIN_STATE, LIBERO_ACTION, LIBERO_STATE
+from vla_bench.policies.torch.training import Batch
 
 from vla_bench.types import Camera, Observation, Suite
 

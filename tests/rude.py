@@ -20,8 +20,8 @@ import fakes
 import numpy as np
 import pytest
 
-from vla_bench.learning import Recipe, Samples, Scales
 from vla_bench.registry import PlugIns
+from vla_bench.training.learning import Recipe, Samples, Scales
 from vla_bench.types import ActionChunk, Env, Episode, Frame, Observation, Suite, Task, Transition
 
 
@@ -109,7 +109,7 @@ def misbehave(how: str, place: str, where: str) -> Any:
 
 def hurry(patch: pytest.MonkeyPatch) -> None:
     """Leaves out what takes longer than a run of toys: metadata of two hundred packages, hashes of code, cycles."""
-    patch.setattr("vla_bench.provenance._versions", lambda: {})
+    patch.setattr("vla_bench.store.provenance._versions", lambda: {})
     patch.setattr("vla_bench.registry._plugins", lambda _: PlugIns({}, {}))
     patch.setattr("vla_bench.registry.imports_hash", lambda _: "")
     patch.setattr("gc.collect", lambda: 0)

@@ -11,11 +11,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from marks import slow
-from vla_bench.envs import calvin
-from vla_bench.envs.calvin_chains import CHAINS, official_chains
-from vla_bench.envs.calvin_scene import SCENES
-from vla_bench.envs.calvin_starts import Start
-from vla_bench.envs.calvin_tasks import SENTENCES, TASKS, Record, check_task
+from vla_bench.envs.calvin import env as calvin
+from vla_bench.envs.calvin.chains import CHAINS, official_chains
+from vla_bench.envs.calvin.scene import SCENES
+from vla_bench.envs.calvin.starts import Start
+from vla_bench.envs.calvin.tasks import SENTENCES, TASKS, Record, check_task
 
 from vla_bench.chunking import RecedingHorizon
 from vla_bench.errors import UsageError

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from vla_bench.envs.calvin_chains import (
+from vla_bench.envs.calvin.chains import (
     SHA256,
     Chain,
     Situation,
@@ -23,9 +23,9 @@ from vla_bench.envs.calvin_chains import (
     official_chains,
     pose_seed,
 )
-from vla_bench.envs.calvin_scene import SCENES
-from vla_bench.envs.calvin_starts import chain_start, situations_for, task_start
-from vla_bench.envs.calvin_tasks import COLOURS, TASKS
+from vla_bench.envs.calvin.scene import SCENES
+from vla_bench.envs.calvin.starts import chain_start, situations_for, task_start
+from vla_bench.envs.calvin.tasks import COLOURS, TASKS
 
 INITIAL_STATES = Path(__file__).parent / "data" / "calvin" / "initial_states.csv"
 START = Situation(0, 0, "right", "closed", "table", "table", "slider_left", 0)
@@ -65,7 +65,7 @@ def test_fewer_chains_are_drawn_as_upstream_draws_them():
 
 
 def test_a_damaged_file_is_noticed(tmp_path, monkeypatch):
-    from vla_bench.envs import calvin_chains
+    from vla_bench.envs.calvin import chains as calvin_chains
 
     lines = calvin_chains._FILE.read_text().splitlines()
     damaged = tmp_path / "chains.txt"

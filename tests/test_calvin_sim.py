@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from vla_bench.envs import calvin_scene
-from vla_bench.envs.calvin_scene import BLOCK_SECTION, SCENES, contact_distance
-from vla_bench.envs.calvin_sim import CAMERA_PX, NEUTRAL, Table
-from vla_bench.envs.calvin_tasks import true_tasks
+from vla_bench.envs.calvin import scene as calvin_scene
+from vla_bench.envs.calvin.scene import BLOCK_SECTION, SCENES, contact_distance
+from vla_bench.envs.calvin.sim import CAMERA_PX, NEUTRAL, Table
+from vla_bench.envs.calvin.tasks import true_tasks
 
 from vla_bench.errors import UsageError
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
-from vla_bench.envs.calvin_tasks import (
+from vla_bench.envs.calvin.tasks import (
     CABINET_FLOOR,
     COLOURS,
     DRAWER,

@@ -10,18 +10,18 @@ import made_runs
 import numpy as np
 import pytest
 
-from vla_bench.baseline import make_baseline, read_baseline, write_baseline
 from vla_bench.chains import are_chains, chain_summary, compare_pairs
 from vla_bench.cli import _score, main
-from vla_bench.compare import compare, render_markdown, render_text
-from vla_bench.leaderboard import load_leaderboard, to_json
-from vla_bench.leaderboard import render_markdown as board_markdown
-from vla_bench.leaderboard import render_text as board_text
-from vla_bench.regression import check
-from vla_bench.report import write_report
-from vla_bench.stats import wilson
-from vla_bench.stats_chains import exact_sign_flip, mean_interval
-from vla_bench.store import RunStore, read_episodes
+from vla_bench.compare.baseline import make_baseline, read_baseline, write_baseline
+from vla_bench.compare.comparison import compare, render_markdown, render_text
+from vla_bench.compare.regression import check
+from vla_bench.report.leaderboard import load_leaderboard, to_json
+from vla_bench.report.leaderboard import render_markdown as board_markdown
+from vla_bench.report.leaderboard import render_text as board_text
+from vla_bench.report.page import write_report
+from vla_bench.stats.chains import exact_sign_flip, mean_interval
+from vla_bench.stats.rates import wilson
+from vla_bench.store.runs import RunStore, read_episodes
 from vla_bench.tables import load, load_summary
 from vla_bench.tables import render_markdown as summary_markdown
 from vla_bench.tables import render_text as summary_text

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 safetensors = pytest.importorskip("safetensors.torch")
 
 from torch import nn  # noqa: E402
-from vla_bench.policies.checkpoints import (  # noqa: E402
+from vla_bench.policies.torch.checkpoints import (  # noqa: E402
     Checkpoint,
     is_ours,
     load_into,
@@ -25,9 +25,9 @@ from vla_bench.policies.checkpoints import (  # noqa: E402
     sha256_of,
     write_ours,
 )
-from vla_bench.policies.normalisation import Affine  # noqa: E402
-from vla_bench.policies.reads import noting_reads  # noqa: E402
-from vla_bench.policies.tokens import (  # noqa: E402
+from vla_bench.policies.torch.normalisation import Affine  # noqa: E402
+from vla_bench.policies.torch.reads import noting_reads  # noqa: E402
+from vla_bench.policies.torch.tokens import (  # noqa: E402
     SPECIAL,
     TINY,
     ActionBins,

@@ -15,15 +15,16 @@ import fakes
 import numpy as np
 import pytest
 
-from vla_bench import dataset_lerobot, demonstrations
 from vla_bench.cli import main
-from vla_bench.collect import CollectConfig, collect
 from vla_bench.config import RunConfig
-from vla_bench.dataset_lerobot import array_stats, picture_stats, read_lerobot
-from vla_bench.demonstrations import box_of, load_part, part_file, unpack
+from vla_bench.data import demonstrations
+from vla_bench.data import lerobot as dataset_lerobot
+from vla_bench.data.collect import CollectConfig, collect
+from vla_bench.data.demonstrations import box_of, load_part, part_file, unpack
+from vla_bench.data.lerobot import array_stats, picture_stats, read_lerobot
+from vla_bench.data.recorded import read_recorded
 from vla_bench.errors import Interrupted, UsageError
 from vla_bench.inference import LocalPolicy, check_chunks
-from vla_bench.recorded import read_recorded
 from vla_bench.registry import make_policy, make_suite
 from vla_bench.rollout import Actor, Rollout, run_episode
 from vla_bench.runner import run

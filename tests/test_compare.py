@@ -11,11 +11,19 @@ import pytest
 from made_runs import INFO, as_before, made_run, other_protocol
 
 from vla_bench.cli import main
-from vla_bench.compare import Comparison, compare, compare_rows, exit_code, render_markdown, render_text, to_json
+from vla_bench.compare.comparison import (
+    Comparison,
+    compare,
+    compare_rows,
+    exit_code,
+    render_markdown,
+    render_text,
+    to_json,
+)
+from vla_bench.compare.pairing import pair_rows
 from vla_bench.errors import UsageError
-from vla_bench.pairing import pair_rows
-from vla_bench.stats_many import holm
-from vla_bench.stats_paired import mcnemar, paired_difference
+from vla_bench.stats.many import holm
+from vla_bench.stats.paired import mcnemar, paired_difference
 from vla_bench.tables import load
 
 

@@ -14,7 +14,7 @@ from vla_bench.config import RunConfig
 from vla_bench.errors import UsageError
 from vla_bench.registry import faults_of, make_policy, make_suite
 from vla_bench.runner import run
-from vla_bench.store import read_episodes
+from vla_bench.store.runs import read_episodes
 from vla_bench.types import Env, Policy, PolicySpec, Privileged, Suite, Task
 
 

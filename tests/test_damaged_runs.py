@@ -21,13 +21,13 @@ from fuzz import Exceeded, bounded, damage_file, fresh_copy, png_bomb, replace_f
 from made_runs import INFO, as_before, call, episode, made_run
 from PIL import Image
 
-from vla_bench import report
-from vla_bench.baseline import read_baseline
 from vla_bench.cli import main
+from vla_bench.compare.baseline import read_baseline
 from vla_bench.errors import UsageError
-from vla_bench.integrity import protocol_hash
-from vla_bench.sections import find_runs, load_run
-from vla_bench.store import RunStore, read_actions, read_info, record_actions
+from vla_bench.report import page as report
+from vla_bench.report.sections import find_runs, load_run
+from vla_bench.store.integrity import protocol_hash
+from vla_bench.store.runs import RunStore, read_actions, read_info, record_actions
 from vla_bench.types import EpisodeResult, Grounding, Inference
 
 SECONDS, MEGABYTES = 60, 1000

@@ -25,22 +25,13 @@ pytest.importorskip("diffusers")
 pytest.importorskip("safetensors")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
-from vla_bench.policies import robomimic  # noqa: E402
-from vla_bench.policies.conventions import (  # noqa: E402
-    CALVIN_ACTION,
-    CALVIN_STATE,
-    LIBERO_ACTION,
-    LIBERO_STATE,
-)
-from vla_bench.policies.diffusion_policy import DiffusionPolicy, _looked_back  # noqa: E402
-from vla_bench.policies.diffusion_policy_formats import read_official  # noqa: E402
-from vla_bench.policies.diffusion_policy_model import (  # noqa: E402
-    DiffusionModel,
-    Schedule,
-    Sizes,
-)
-from vla_bench.policies.restricted_pickle import Archive  # noqa: E402
-from vla_bench.policies.training import Batch  # noqa: E402
+from vla_bench.policies.diffusion_policy import robomimic  # noqa: E402
+from vla_bench.policies.diffusion_policy.formats import read_official  # noqa: E402
+from vla_bench.policies.diffusion_policy.model import DiffusionModel, Schedule, Sizes  # noqa: E402
+from vla_bench.policies.diffusion_policy.policy import DiffusionPolicy, _looked_back  # noqa: E402
+from vla_bench.policies.torch.conventions import CALVIN_ACTION, CALVIN_STATE, LIBERO_ACTION, LIBERO_STATE  # noqa: E402
+from vla_bench.policies.torch.restricted_pickle import Archive  # noqa: E402
+from vla_bench.policies.torch.training import Batch  # noqa: E402
 
 DATA = Path(__file__).parent / "data" / "diffusion_policy"
 LEROBOT = runpy.run_path(str(DATA / "make_lerobot.py"))

@@ -17,8 +17,8 @@ pytest.importorskip("safetensors")
 
 from safetensors.torch import load_file  # noqa: E402
 from test_diffusion_policy import DATA, payload_of  # noqa: E402
-from vla_bench.policies.diffusion_policy_formats import official_names  # noqa: E402
-from vla_bench.policies.diffusion_policy_model import (  # noqa: E402
+from vla_bench.policies.diffusion_policy.formats import official_names  # noqa: E402
+from vla_bench.policies.diffusion_policy.model import (  # noqa: E402
     DiffusionModel,
     Input,
     Schedule,
@@ -32,12 +32,7 @@ from vla_bench.policies.diffusion_policy_model import (  # noqa: E402
     sample,
     trunk,
 )
-from vla_bench.policies.diffusion_policy_networks import (  # noqa: E402
-    StepEmbedding,
-    Transformer,
-    TransformerSizes,
-    UnetSizes,
-)
+from vla_bench.policies.diffusion_policy.networks import StepEmbedding, Transformer, TransformerSizes, UnetSizes  # noqa: E402
 
 # Sizes
 

@@ -18,10 +18,10 @@ import pytest
 from faulty_disk import ERRORS, Failing, System, Tape, use
 from test_store import INFO, calls, result
 
-from vla_bench import files, lock
 from vla_bench.cli import main
 from vla_bench.errors import UsageError
-from vla_bench.store import RunStore, read_episodes
+from vla_bench.store import files, lock
+from vla_bench.store.runs import RunStore, read_episodes
 from vla_bench.types import ActionChunk, Observation, Suite
 
 NEVER = 2**22 + 1  # no process has such a number

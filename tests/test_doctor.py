@@ -10,8 +10,9 @@ from importlib import metadata
 import pytest
 from packaging.requirements import Requirement
 
-from vla_bench import doctor, gl
-from vla_bench.doctor import Check
+from vla_bench.doctor import machine as doctor
+from vla_bench.doctor.machine import Check
+from vla_bench.rendering import gl
 
 WHOLE = {
     "vla-bench": "0.1.0",

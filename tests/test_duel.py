@@ -11,15 +11,15 @@ import pytest
 from made_runs import as_before, episode
 from marks import slow
 
-from vla_bench import duel as module
 from vla_bench.cli import main
-from vla_bench.compare import compare
+from vla_bench.compare import duel as module
+from vla_bench.compare.comparison import compare
+from vla_bench.compare.duel import Duel, DuelConfig, Score, duel, exit_code, render_text, to_json, trial_major
 from vla_bench.config import RunConfig
-from vla_bench.duel import Duel, DuelConfig, Score, duel, exit_code, render_text, to_json, trial_major
 from vla_bench.errors import UsageError
 from vla_bench.runner import plan, run
-from vla_bench.stats_anytime import paired_e_value
-from vla_bench.store import read_episodes, read_inferences, read_info
+from vla_bench.stats.anytime import paired_e_value
+from vla_bench.store.runs import read_episodes, read_inferences, read_info
 from vla_bench.types import EpisodeResult
 
 SLOW = ("speed=0.2",)

@@ -155,12 +155,12 @@ if __name__ == "__main__":  # before vla_bench is imported
 
 # Ours, and the comparison
 
-from vla_bench.gl import use_backend  # noqa: E402
 from vla_bench.registry import SUITES, make_suite  # noqa: E402
+from vla_bench.rendering.gl import use_backend  # noqa: E402
 from vla_bench.types import Episode, Float32, Frame  # noqa: E402
 
 core = importlib.import_module("vla_bench.envs.robosuite_core")
-oracle = importlib.import_module("vla_bench.policies.oracle")
+oracle = importlib.import_module("vla_bench.policies.oracle.policy")
 
 pytestmark = pytest.mark.sim
 

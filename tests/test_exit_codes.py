@@ -17,8 +17,8 @@ from faulty_disk import Failing, use
 from made_runs import made_run, other_protocol
 from rude import hurry
 
-from vla_bench.baseline import make_baseline, write_baseline
 from vla_bench.cli import main
+from vla_bench.compare.baseline import make_baseline, write_baseline
 
 pytest.importorskip("h5py", reason="needs vla-bench[data]")
 
@@ -97,7 +97,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def world(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     hurry(monkeypatch)
-    monkeypatch.setattr("vla_bench.train_log.LossLog.plot", lambda _: None)
+    monkeypatch.setattr("vla_bench.training.log.LossLog.plot", lambda _: None)
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
     return World(folder, tmp_path / "out", monkeypatch)
@@ -215,7 +215,7 @@ def bug() -> NoReturn:
 def printing_to(file: Callable[[], io.TextIOBase]) -> Provoked:
     def provoked(world: World, command: str) -> list[str]:
         world.patch.setattr("sys.stdout", file())
-        world.patch.setattr("vla_bench.report.write_report", lambda *_: world.out)
+        world.patch.setattr("vla_bench.report.page.write_report", lambda *_: world.out)
         return (regression if command == "check" else done)(world, command)
 
     return provoked

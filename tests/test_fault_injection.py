@@ -23,11 +23,13 @@ import pytest
 from faulty_disk import ERRORS, Failing, Left, Short, System, Tape, Unsynced, lay_out, use
 from test_runner import rows
 
-from vla_bench import cli, files, lock, pool, runner, store
+from vla_bench import cli, pool, runner
 from vla_bench.config import RunConfig
 from vla_bench.errors import Interrupted
 from vla_bench.inference import LocalPolicy
-from vla_bench.store import read_actions, read_episodes, read_inferences
+from vla_bench.store import files, lock
+from vla_bench.store import runs as store
+from vla_bench.store.runs import read_actions, read_episodes, read_inferences
 from vla_bench.types import Episode, EpisodeResult
 
 NAMES = ("fakes:Walker", "fakes:suite")

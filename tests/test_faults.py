@@ -18,18 +18,20 @@ import numpy as np
 import pytest
 from made_runs import as_before
 
-from vla_bench import doctor, pool, screen
+from vla_bench import pool
 from vla_bench.chunking import AdaptiveEnsemble, TemporalEnsemble
 from vla_bench.cli import main
+from vla_bench.compare.duel import DuelConfig, duel
 from vla_bench.config import RunConfig, digest, folder_name
-from vla_bench.duel import DuelConfig, duel
+from vla_bench.doctor import machine as doctor
 from vla_bench.errors import UsageError, in_a_line, lacks_memory, too_many_files
 from vla_bench.inference import LocalPolicy
-from vla_bench.paths import path_fields
 from vla_bench.pool import Pool, WorkerSetup
-from vla_bench.provenance import gather
+from vla_bench.process import screen
+from vla_bench.process.paths import path_fields
 from vla_bench.rollout import Filming
 from vla_bench.runner import run
+from vla_bench.store.provenance import gather
 from vla_bench.types import Episode
 
 TESTS = Path(__file__).parent
@@ -144,7 +146,7 @@ def test_half_removed_packages_are_passed_over_and_doctor_names_them(
 
 
 def test_figures_are_drawn_whatever_a_notebook_left_in_the_environment() -> None:
-    code = "from vla_bench.plots import Size, new_axes; new_axes(Size(1, 1))"
+    code = "from vla_bench.report.plots import Size, new_axes; new_axes(Size(1, 1))"
     done = command(f"{sys.executable} -c '{code}'", MPLBACKEND="module://no_such_backend")
     assert done.returncode == 0, done.stderr
 
@@ -262,11 +264,11 @@ def test_too_many_files_of_a_process_and_of_the_machine_are_told_apart() -> None
 
 def test_a_tilde_is_expanded_wherever_a_path_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vla_bench import cli
-    from vla_bench.collect import CollectConfig
+    from vla_bench.compare.duel import DuelConfig
     from vla_bench.config import parse_arguments
-    from vla_bench.convert import ConvertConfig
-    from vla_bench.duel import DuelConfig
-    from vla_bench.train import TrainConfig
+    from vla_bench.data.collect import CollectConfig
+    from vla_bench.training.convert import ConvertConfig
+    from vla_bench.training.train import TrainConfig
 
     def policy(statistics: str = "", size: int = 1) -> None: ...
 
@@ -402,7 +404,7 @@ def test_windows_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 WINDOWS = """
 import sys
 sys.modules["fcntl"] = sys.modules["resource"] = None
-import fakes, vla_bench.doctor, vla_bench.runner, vla_bench.cli
+import fakes, vla_bench.doctor.machine, vla_bench.runner, vla_bench.cli
 from vla_bench.config import RunConfig
 try:
     vla_bench.runner.run(RunConfig("fakes:Walker", "fakes:suite", out=sys.argv[1]))

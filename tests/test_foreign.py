@@ -16,16 +16,16 @@ import pytest
 import rude
 from test_watch import watched
 
-from vla_bench import doctor
 from vla_bench.cli import main
+from vla_bench.compare.duel import DuelConfig, duel
 from vla_bench.config import RunConfig
-from vla_bench.duel import DuelConfig, duel
+from vla_bench.doctor import machine as doctor
 from vla_bench.errors import Interrupted, UsageError
-from vla_bench.foreign import contained, foreign_code, is_theirs
 from vla_bench.gym import make_task
-from vla_bench.lock import take
+from vla_bench.process.foreign import contained, foreign_code, is_theirs
 from vla_bench.runner import run
-from vla_bench.store import read_episodes
+from vla_bench.store.lock import take
+from vla_bench.store.runs import read_episodes
 from vla_bench.types import Suite, Transition
 
 TESTS = Path(__file__).parent
@@ -171,7 +171,7 @@ def test_a_process_that_foreign_code_forks_is_not_the_engine(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from vla_bench.lock import take
+from vla_bench.store.lock import take
 
 lock = take(Path(sys.argv[1]))
 if os.fork() == 0:

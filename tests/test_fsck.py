@@ -14,13 +14,13 @@ from made_runs import INFO, as_before, call, episode, made_run
 from test_integrity import edit, filled, flip_the_third, grown
 from test_status import PLANNED, config, ended
 
-from vla_bench import store
 from vla_bench.cli import main
+from vla_bench.doctor.fsck import examine, recover
 from vla_bench.errors import UsageError
-from vla_bench.fsck import examine, recover
+from vla_bench.report.sections import load_run
 from vla_bench.runner import run
-from vla_bench.sections import load_run
-from vla_bench.store import RunStore, read_episodes, read_inferences, read_info
+from vla_bench.store import runs as store
+from vla_bench.store.runs import RunStore, read_episodes, read_inferences, read_info
 from vla_bench.tables import load_summary
 
 

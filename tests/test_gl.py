@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from vla_bench import gl
 from vla_bench.errors import UsageError
+from vla_bench.rendering import gl
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ def test_probing_an_unknown_back_end_is_a_usage_error():
 
 
 def test_importing_gl_imports_no_simulator():
-    code = "import sys, vla_bench.gl; sys.exit(bool({'mujoco', 'robosuite', 'OpenGL'} & set(sys.modules)))"
+    code = "import sys, vla_bench.rendering.gl; sys.exit(bool({'mujoco', 'robosuite', 'OpenGL'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

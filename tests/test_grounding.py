@@ -16,20 +16,20 @@ from scipy import stats
 
 from vla_bench import tables
 from vla_bench.chunking import RecedingHorizon
-from vla_bench.compare import compare, render_markdown, render_text
+from vla_bench.compare.comparison import compare, render_markdown, render_text
 from vla_bench.config import RunConfig
 from vla_bench.errors import UsageError
-from vla_bench.grounding import inside_total, score
-from vla_bench.grounding_table import COLUMNS, grounding_rows
+from vla_bench.grounding.overlay import HEAT, LINE, heated, outlined, overlaid
+from vla_bench.grounding.scoring import inside_total, score
+from vla_bench.grounding.table import COLUMNS, grounding_rows
 from vla_bench.inference import LocalPolicy, check_chunks
-from vla_bench.overlay import HEAT, LINE, heated, outlined, overlaid
 from vla_bench.registry import make_suite
-from vla_bench.report import write_report
-from vla_bench.report_data import STRETCHES, grounding_curves
+from vla_bench.report.data import STRETCHES, grounding_curves
+from vla_bench.report.page import write_report
+from vla_bench.report.sections import Entrant
 from vla_bench.rollout import Actor, run_episode
 from vla_bench.runner import run
-from vla_bench.sections import Entrant
-from vla_bench.store import RunStore, read_inferences
+from vla_bench.store.runs import RunStore, read_inferences
 from vla_bench.types import (
     ActionChunk,
     Attention,
@@ -525,7 +525,7 @@ def test_gaze_is_the_mask_of_the_last_picture_and_leaves_the_simulator(
 @pytest.mark.sim
 def test_a_tiny_reconvla_is_grounded_on_lift_and_nothing_else_changes() -> None:
     pytest.importorskip("transformers", reason="ReconVLA's vision tower is transformers'")
-    from vla_bench.policies.reconvla import ReconVLA
+    from vla_bench.policies.reconvla.policy import ReconVLA
 
     made = make_suite("robosuite", ("resolution=64",))
     task = replace(made.task("Lift"), max_steps=15)

@@ -8,15 +8,16 @@ from pathlib import Path
 import fakes
 import pytest
 
-from vla_bench import pool, watch
+from vla_bench import pool
 from vla_bench.chunking import RecedingHorizon
 from vla_bench.config import RunConfig
 from vla_bench.errors import PolicyFailure
 from vla_bench.inference import LocalPolicy
 from vla_bench.pool import Pool, WorkerSetup
+from vla_bench.process import watch
 from vla_bench.rollout import Filming, Rollout
 from vla_bench.runner import run
-from vla_bench.store import read_episodes
+from vla_bench.store.runs import read_episodes
 from vla_bench.types import Episode
 
 EAST = Episode("fakes:suite", "east", 1, 0)

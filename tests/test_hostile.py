@@ -18,12 +18,12 @@ from markdown_it import MarkdownIt
 from test_report import Tags, embedded
 from test_text import is_command
 
-from vla_bench import doctor
 from vla_bench.cli import main
-from vla_bench.leaderboard import load_leaderboard
-from vla_bench.leaderboard_files import FORMATS
+from vla_bench.doctor import machine as doctor
 from vla_bench.pytest_plugin import verdict
-from vla_bench.store import RunStore
+from vla_bench.report.leaderboard import load_leaderboard
+from vla_bench.report.leaderboard_files import FORMATS
+from vla_bench.store.runs import RunStore
 from vla_bench.text import visible
 
 LINE = "::error file=a.py,line=1::INJECTED"

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from made_runs import INFO, as_before, call, episode, made_run
 
-from vla_bench import store
 from vla_bench.cli import main
 from vla_bench.errors import UsageError
-from vla_bench.integrity import at_the_end, begin, damages, is_sound, line_of, sound_lines
-from vla_bench.store import RunStore, read_episodes, read_inferences, read_info
+from vla_bench.store import runs as store
+from vla_bench.store.integrity import at_the_end, begin, damages, is_sound, line_of, sound_lines
+from vla_bench.store.runs import RunStore, read_episodes, read_inferences, read_info
 
 REPOSITORY = Path(__file__).parent.parent
 TOLD = begin({"policy": "pi0"}, {"suite": "toy"})

@@ -18,12 +18,12 @@ import pytest
 from killing import Doom, Ended, count_instants, doomed
 
 from vla_bench.cli import main
+from vla_bench.compare.duel import DuelConfig, duel
 from vla_bench.config import RunConfig
-from vla_bench.duel import DuelConfig, duel
-from vla_bench.provenance import gather
 from vla_bench.runner import run
-from vla_bench.store import read_episodes, read_inferences, read_info
-from vla_bench.train import TrainConfig, train
+from vla_bench.store.provenance import gather
+from vla_bench.store.runs import read_episodes, read_inferences, read_info
+from vla_bench.training.train import TrainConfig, train
 
 LIMIT_S = 15.0
 MOST = 0.8

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from made_runs import INFO, as_before, episode, made_run, of_protocol, other_protocol
 
-from vla_bench import leaderboard, published
 from vla_bench.cli import main
-from vla_bench.leaderboard import (
+from vla_bench.report import leaderboard, published
+from vla_bench.report.leaderboard import (
     Board,
     Standing,
     load_leaderboard,
@@ -25,13 +25,13 @@ from vla_bench.leaderboard import (
     render_text,
     to_json,
 )
-from vla_bench.sections import differences, find_runs, sections_of
-from vla_bench.stats import bounds, wilson
-from vla_bench.stats_many import holm
-from vla_bench.stats_paired import mcnemar, paired_difference
-from vla_bench.stats_tasks import clustered_rate
-from vla_bench.stats_unpaired import boschloo, fisher, newcombe_difference
-from vla_bench.store import RunInfo, RunStore
+from vla_bench.report.sections import differences, find_runs, sections_of
+from vla_bench.stats.many import holm
+from vla_bench.stats.paired import mcnemar, paired_difference
+from vla_bench.stats.rates import bounds, wilson
+from vla_bench.stats.tasks import clustered_rate
+from vla_bench.stats.unpaired import boschloo, fisher, newcombe_difference
+from vla_bench.store.runs import RunInfo, RunStore
 
 POLICIES = ("alpha", "beta", "gamma")
 
@@ -273,7 +273,7 @@ def test_checkpoints_and_arguments_are_policies_of_their_own(tmp_path: Path) -> 
 def test_a_run_given_twice_through_a_link_is_not_counted_twice_in_a_report(tmp_path: Path) -> None:
     run = run_of(tmp_path / "runs" / "a", "alpha", {"lift": "10"})
     (tmp_path / "again").symlink_to(run)
-    from vla_bench.sections import load_runs
+    from vla_bench.report.sections import load_runs
 
     assert len(load_runs([run, tmp_path / "again", tmp_path / "runs"]).runs) == 1
 

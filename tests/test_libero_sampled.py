@@ -48,8 +48,8 @@ if __name__ == "__main__":  # before vla_bench is imported
 
 
 from vla_bench.errors import UsageError  # noqa: E402
-from vla_bench.gl import use_backend  # noqa: E402
 from vla_bench.registry import describe_suite_arguments, make_suite  # noqa: E402
+from vla_bench.rendering.gl import use_backend  # noqa: E402
 from vla_bench.types import Env, Episode, Suite  # noqa: E402
 
 libero = importlib.import_module("vla_bench.envs.libero")
@@ -134,7 +134,7 @@ def test_nothing_is_done_at_the_start_and_things_lie_where_the_published_ones_do
 @pytest.mark.slow
 @pytest.mark.sim
 def test_the_oracle_solves_a_drawn_start(stove: Any) -> None:
-    oracle = importlib.import_module("vla_bench.policies.oracle").Oracle(sampled("libero_goal"))
+    oracle = importlib.import_module("vla_bench.policies.oracle.policy").Oracle(sampled("libero_goal"))
     oracle.attach(stove)
     observation = stove.reset_trial(0, 0)
     oracle.reset([0], [Episode("libero_goal", TASKS["libero_goal"], 0, 0)])

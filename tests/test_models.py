@@ -13,20 +13,20 @@ import numpy as np
 import pytest
 
 from vla_bench.cli import main
-from vla_bench.convert import ConvertConfig, convert
 from vla_bench.errors import UsageError
 from vla_bench.inference import check_chunks, check_compatible
 from vla_bench.registry import make_policy, make_suite
-from vla_bench.store import read_episodes, read_inferences
+from vla_bench.store.runs import read_episodes, read_inferences
+from vla_bench.training.convert import ConvertConfig, convert
 from vla_bench.types import ActionSpec, Camera, Episode, Observation, Suite, Task
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("diffusers")
 
-from vla_bench.policies import conventions  # noqa: E402
-from vla_bench.policies.torch_policy import Settings  # noqa: E402
-from vla_bench.policies.training import Batch  # noqa: E402
+from vla_bench.policies.torch import conventions  # noqa: E402
+from vla_bench.policies.torch.policy import Settings  # noqa: E402
+from vla_bench.policies.torch.training import Batch  # noqa: E402
 
 MODELS = ("pi0", "reconvla", "openvla", "diffusion_policy")
 NOISY = ("pi0", "diffusion_policy")

@@ -15,15 +15,17 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
-from vla_bench.policies import openvla_formats as formats  # noqa: E402
-from vla_bench.policies import openvla_images as images  # noqa: E402
-from vla_bench.policies import openvla_model as net  # noqa: E402
-from vla_bench.policies import openvla_vision as vision  # noqa: E402
-from vla_bench.policies.checkpoints import load_into  # noqa: E402
-from vla_bench.policies.conventions import CALVIN_ACTION, CALVIN_STATE, LIBERO_ACTION, LIBERO_STATE  # noqa: E402
-from vla_bench.policies.openvla import OpenVLA  # noqa: E402
-from vla_bench.policies.tokens import ActionBins, tiny_tokenizer  # noqa: E402
-from vla_bench.policies.training import Batch  # noqa: E402
+from vla_bench.policies.openvla import (  # noqa: E402
+    formats,
+    images,
+    vision,
+)
+from vla_bench.policies.openvla import model as net  # noqa: E402
+from vla_bench.policies.openvla.policy import OpenVLA  # noqa: E402
+from vla_bench.policies.torch.checkpoints import load_into  # noqa: E402
+from vla_bench.policies.torch.conventions import CALVIN_ACTION, CALVIN_STATE, LIBERO_ACTION, LIBERO_STATE  # noqa: E402
+from vla_bench.policies.torch.tokens import ActionBins, tiny_tokenizer  # noqa: E402
+from vla_bench.policies.torch.training import Batch  # noqa: E402
 
 from vla_bench.errors import UsageError  # noqa: E402
 from vla_bench.inference import check_compatible  # noqa: E402

@@ -17,10 +17,10 @@ from vla_bench.errors import UsageError
 from vla_bench.registry import make_suite
 from vla_bench.types import Episode, Float32, Suite, Task
 
-oracle = importlib.import_module("vla_bench.policies.oracle")
-grasping = importlib.import_module("vla_bench.policies.oracle_grasps")
-shapes = importlib.import_module("vla_bench.policies.oracle_shapes")
-scenes = importlib.import_module("vla_bench.policies.oracle_scene")
+oracle = importlib.import_module("vla_bench.policies.oracle.policy")
+grasping = importlib.import_module("vla_bench.policies.oracle.grasps")
+shapes = importlib.import_module("vla_bench.policies.oracle.shapes")
+scenes = importlib.import_module("vla_bench.policies.oracle.scene")
 SUITE: Suite = importlib.import_module("vla_bench.envs.robosuite").suite()
 
 

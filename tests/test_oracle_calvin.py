@@ -14,13 +14,13 @@ from marks import slow
 from vla_bench.errors import UsageError
 from vla_bench.types import Episode, Float32, Suite, Transition
 
-oracle = importlib.import_module("vla_bench.policies.oracle")
-planning = importlib.import_module("vla_bench.policies.oracle_calvin")
-hands = importlib.import_module("vla_bench.policies.oracle_calvin_hand")
-skills = importlib.import_module("vla_bench.policies.oracle_calvin_skills")
-scripts = importlib.import_module("vla_bench.policies.oracle_calvin_tasks")
-calvin = importlib.import_module("vla_bench.envs.calvin")
-tasks = importlib.import_module("vla_bench.envs.calvin_tasks")
+oracle = importlib.import_module("vla_bench.policies.oracle.policy")
+planning = importlib.import_module("vla_bench.policies.oracle.calvin")
+hands = importlib.import_module("vla_bench.policies.oracle.calvin_hand")
+skills = importlib.import_module("vla_bench.policies.oracle.calvin_skills")
+scripts = importlib.import_module("vla_bench.policies.oracle.calvin_tasks")
+calvin = importlib.import_module("vla_bench.envs.calvin.env")
+tasks = importlib.import_module("vla_bench.envs.calvin.tasks")
 SINGLES: Suite = calvin.single_tasks()
 CHAINS: Suite = calvin.suite("calvin_d")
 UNSTACKED_THEN_LIFTED = 47

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,16 @@ def declared(root: Path) -> dict[str, Any]:
     return tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]
 
 
+def folder_of(package: str, placed: Mapping[str, str]) -> str:
+    """Where setuptools looks for it: `placed` has those that stand elsewhere, with all that is in them."""
+    above, _, name = package.rpartition(".")
+    return placed.get(package) or (f"{folder_of(above, placed)}/{name}" if above else name)
+
+
 def mismatches(root: Path) -> list[str]:
     """One sentence per package or module that only the disk or only pyproject.toml knows."""
     tool = declared(root)
-    folders = {name: root / tool.get("package-dir", {}).get(name, name.replace(".", "/")) for name in tool["packages"]}
+    folders = {name: root / folder_of(name, tool.get("package-dir", {})) for name in tool["packages"]}
     on_disk = {
         source.parent
         for top in root.iterdir()
@@ -55,9 +62,10 @@ def test_every_package_on_disk_is_declared_and_every_declared_one_exists():
     ],
 )
 def test_a_forgotten_package_or_module_would_be_found(tmp_path, path, complaint):
-    toml = '[tool.setuptools]\npackages = ["pkg", "pkg.extra"]\npackage-dir = { "pkg.extra" = "extra" }\n'
+    placed = 'package-dir = { "pkg.extra" = "extra" }\n'
+    toml = f'[tool.setuptools]\npackages = ["pkg", "pkg.extra", "pkg.extra.room"]\n{placed}'
     (tmp_path / "pyproject.toml").write_text(toml)
-    for file in ("pkg/__init__.py", "extra/__init__.py", "tests/test_a.py", ".venv/lib/a.py"):
+    for file in ("pkg/__init__.py", "extra/__init__.py", "extra/room/__init__.py", "tests/test_a.py", ".venv/lib/a.py"):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
     assert mismatches(tmp_path) == []

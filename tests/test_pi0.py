@@ -19,15 +19,15 @@ torch = pytest.importorskip("torch", reason="policies need the extra vla")
 pytest.importorskip("transformers", reason="policies need the extra vla")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
-from vla_bench.policies.conventions import LIBERO_ACTION, LIBERO_STATE  # noqa: E402
-from vla_bench.policies.pi0 import Pi0  # noqa: E402
-from vla_bench.policies.pi0_formats import LerobotModel, read_official  # noqa: E402
-from vla_bench.policies.pi0_inputs import cleaned, padded, pillow_resize_with_pad, state_prompt  # noqa: E402
-from vla_bench.policies.pi0_model import Pi0Model, tiny  # noqa: E402
-from vla_bench.policies.pi0_names import official_name  # noqa: E402
-from vla_bench.policies.tokens import tiny_tokenizer  # noqa: E402
-from vla_bench.policies.torch_policy import noise  # noqa: E402
-from vla_bench.policies.training import Batch  # noqa: E402
+from vla_bench.policies.pi0.formats import LerobotModel, read_official  # noqa: E402
+from vla_bench.policies.pi0.inputs import cleaned, padded, pillow_resize_with_pad, state_prompt  # noqa: E402
+from vla_bench.policies.pi0.model import Pi0Model, tiny  # noqa: E402
+from vla_bench.policies.pi0.names import official_name  # noqa: E402
+from vla_bench.policies.pi0.policy import Pi0  # noqa: E402
+from vla_bench.policies.torch.conventions import LIBERO_ACTION, LIBERO_STATE  # noqa: E402
+from vla_bench.policies.torch.policy import noise  # noqa: E402
+from vla_bench.policies.torch.tokens import tiny_tokenizer  # noqa: E402
+from vla_bench.policies.torch.training import Batch  # noqa: E402
 
 DATA = Path(__file__).parent / "data"
 VARIANTS = ("pi0", "pi05")

@@ -15,16 +15,9 @@ pytest.importorskip("transformers", reason="policies need the extra vla")
 
 from pi0_reference import Reference  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
-from vla_bench.policies.pi0_formats import LerobotModel, loaded  # noqa: E402
-from vla_bench.policies.pi0_model import (  # noqa: E402
-    Pi0Model,
-    Sizes,
-    resize_with_pad,
-    sample_times,
-    time_features,
-    tiny,
-)
-from vla_bench.policies.pi0_names import UNUSED, official_name, our_name, our_tensors, sizes_of  # noqa: E402
+from vla_bench.policies.pi0.formats import LerobotModel, loaded  # noqa: E402
+from vla_bench.policies.pi0.model import Pi0Model, Sizes, resize_with_pad, sample_times, time_features, tiny  # noqa: E402
+from vla_bench.policies.pi0.names import UNUSED, official_name, our_name, our_tensors, sizes_of  # noqa: E402
 
 from vla_bench.errors import UsageError  # noqa: E402
 

@@ -13,16 +13,17 @@ import pytest
 from made_runs import INFO, as_before, made_run
 from marks import slow
 
-from vla_bench import gl, runner
-from vla_bench.baseline import make_baseline, read_baseline, write_baseline
+from vla_bench import runner
 from vla_bench.cli import main
+from vla_bench.compare.baseline import make_baseline, read_baseline, write_baseline
 from vla_bench.config import RunConfig, digest
 from vla_bench.errors import UsageError
-from vla_bench.pixels import View, pixel_hash, views_of
 from vla_bench.registry import make_suite, suite_names
-from vla_bench.renderers import Drawn, between, likeness, within, without_renderer
+from vla_bench.rendering import gl
+from vla_bench.rendering.pixels import View, pixel_hash, views_of
+from vla_bench.rendering.renderers import Drawn, between, likeness, within, without_renderer
 from vla_bench.runner import run
-from vla_bench.store import read_episodes, read_inferences, read_info
+from vla_bench.store.runs import read_episodes, read_inferences, read_info
 from vla_bench.types import Camera, Quality, Suite
 
 HERE = Path(__file__).parent.parent
@@ -110,9 +111,9 @@ def test_pictures_of_several_views_are_those_of_each_alone() -> None:
 
     code = (
         "import os, numpy as np\n"
-        "from vla_bench.gl import use_backend\n"
+        "from vla_bench.rendering.gl import use_backend\n"
         "use_backend()\n"
-        "from vla_bench.pixels import View, paint\n"
+        "from vla_bench.rendering.pixels import View, paint\n"
         "several = paint([View(32, 48), View(16, 16)]).images\n"
         "assert [image.shape for image in several] == [(32, 48, 3), (16, 16, 3)]\n"
         "alone = [paint([View(*image.shape[:2])]).images[0] for image in several]\n"

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from marks import slow
 
-from vla_bench import plots
+from vla_bench.report import plots
 from vla_bench.text import visible
 
 CSS = (Path(plots.__file__).parent / "assets" / "report.css").read_text()

@@ -12,7 +12,7 @@ import pytest
 
 from vla_bench.chunking import AdaptiveEnsemble, Chunking, RecedingHorizon, TemporalEnsemble
 from vla_bench.errors import UsageError
-from vla_bench.store import record_actions
+from vla_bench.store.runs import record_actions
 from vla_bench.types import Episode, Float32, Observation, Suite
 
 baselines = importlib.import_module("vla_bench.policies.baselines")

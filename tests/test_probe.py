@@ -13,19 +13,19 @@ import reach_world
 from marks import slow
 from scipy.spatial.transform import Rotation
 
-from vla_bench import probe
 from vla_bench.chunking import RecedingHorizon
 from vla_bench.cli import main
-from vla_bench.doctor import Check, exit_code
+from vla_bench.data.recording import Recorded
+from vla_bench.doctor import probe
+from vla_bench.doctor.adapter import examine_policy
+from vla_bench.doctor.inputs import confusions, orientation
+from vla_bench.doctor.machine import Check, exit_code
+from vla_bench.doctor.probe import Moments, Reading
+from vla_bench.doctor.sights import Ending, Expert, Sight, Tour, oracle_expert
 from vla_bench.errors import UsageError
-from vla_bench.examine import examine_policy
 from vla_bench.inference import LocalPolicy
-from vla_bench.probe import Moments, Reading
-from vla_bench.probe_inputs import confusions, orientation
-from vla_bench.recording import Recorded
 from vla_bench.registry import make_policy, make_suite
 from vla_bench.rollout import Actor, Rollout, Stage, attach
-from vla_bench.sights import Ending, Expert, Sight, Tour, oracle_expert
 from vla_bench.types import ActionChunk, Episode, Float32, Observation, Policy, PolicySpec, Suite
 
 SUITE = reach_world.suite()

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from made_runs import made_run
 
-from vla_bench.baseline import make_baseline, write_baseline
+from vla_bench.compare.baseline import make_baseline, write_baseline
+from vla_bench.compare.regression import check
 from vla_bench.config import RunConfig
-from vla_bench.regression import check
 from vla_bench.runner import run
 
 pytest_plugins = "pytester"

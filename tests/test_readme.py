@@ -15,18 +15,18 @@ import pytest
 
 from vla_bench import cli
 from vla_bench.cli import main
-from vla_bench.collect import CollectConfig
+from vla_bench.compare.duel import DuelConfig
 from vla_bench.config import RunConfig
-from vla_bench.convert import ConvertConfig
-from vla_bench.duel import DuelConfig
+from vla_bench.data.collect import CollectConfig
+from vla_bench.doctor.fsck import FsckConfig
 from vla_bench.errors import UsageError
-from vla_bench.fsck import FsckConfig
 from vla_bench.pytest_plugin import verdict
 from vla_bench.registry import find_policy, make_suite
 from vla_bench.runner import plan, select_tasks
 from vla_bench.shipped import all_shipped
-from vla_bench.stats_paired import paired_difference
-from vla_bench.train import TrainConfig
+from vla_bench.stats.paired import paired_difference
+from vla_bench.training.convert import ConvertConfig
+from vla_bench.training.train import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

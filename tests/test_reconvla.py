@@ -16,15 +16,15 @@ pytest.importorskip("transformers", reason="ReconVLA's vision tower is transform
 
 from reconvla_cases import FIRST, demonstrations, random_model, seen, toy_suite, write_released, write_tokenizer
 from safetensors.torch import load_file, save_file
-from vla_bench.policies.augmentation import kept
-from vla_bench.policies.reconvla import ReconVLA
-from vla_bench.policies.reconvla_formats import CALVIN_MEAN, CALVIN_STD, calvin_state
-from vla_bench.policies.reconvla_pictures import Stack
-from vla_bench.policies.reconvla_prompt import SYSTEM, PromptWriter, Wording, qwen_tokenizer
-from vla_bench.policies.tokens import ActionBins
+from vla_bench.policies.reconvla.formats import CALVIN_MEAN, CALVIN_STD, calvin_state
+from vla_bench.policies.reconvla.pictures import Stack
+from vla_bench.policies.reconvla.policy import ReconVLA
+from vla_bench.policies.reconvla.prompt import SYSTEM, PromptWriter, Wording, qwen_tokenizer
+from vla_bench.policies.torch.augmentation import kept
+from vla_bench.policies.torch.tokens import ActionBins
 
 from vla_bench.errors import UsageError
-from vla_bench.grounding import inside_total, score
+from vla_bench.grounding.scoring import inside_total, score
 
 TOY, CALVIN = toy_suite(), toy_suite(calvin=True, name="calvin_toy")
 INSTRUCTIONS = ("lift the red block", "close the drawer, then open it again", "push")
@@ -250,7 +250,7 @@ def test_numbers_after_an_early_end_are_zero_and_the_gripper_closes_in_calvin(re
 
 
 def test_actions_are_un_normalised_before_the_grippers_sign_is_taken(tmp_path, tiny):
-    from vla_bench.policies.normalisation import Affine
+    from vla_bench.policies.torch.normalisation import Affine
 
     policy = ReconVLA(TOY, size="tiny")
     policy.action_map = Affine(np.full(7, 2.0), np.full(7, 0.5))
@@ -341,7 +341,7 @@ def test_the_released_layout_loads_whole_and_acts(released):
 
 
 def test_the_released_layout_keeps_its_head_on_request_and_reconstructs(released, monkeypatch):
-    monkeypatch.setattr("vla_bench.policies.reconvla_denoiser.STEPS", 20)
+    monkeypatch.setattr("vla_bench.policies.reconvla.denoiser.STEPS", 20)
     policy = ReconVLA(CALVIN, str(released), head="keep")
     assert set(policy.model.state_dict()) == set(random_model().state_dict())
     pictures = policy.reconstruct([seen(CALVIN, 0)], torch.Generator().manual_seed(0))

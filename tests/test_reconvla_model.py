@@ -13,8 +13,8 @@ pytest.importorskip("transformers", reason="ReconVLA's vision tower is transform
 
 from reconvla_cases import SMALL, random_model
 from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
-from vla_bench.policies.reconvla_denoiser import REPEATS, STEPS, DenoiserSizes, Diffusion, ReconDenoiser, positions
-from vla_bench.policies.reconvla_model import Prompt, ReconModel, ReconSizes
+from vla_bench.policies.reconvla.denoiser import REPEATS, STEPS, DenoiserSizes, Diffusion, ReconDenoiser, positions
+from vla_bench.policies.reconvla.model import Prompt, ReconModel, ReconSizes
 
 PROMPTS = (Prompt([5, 6, 7], [8, 9]), Prompt([11], [12, 13, 14, 15]), Prompt([21, 22, 23, 24], [25]))
 COUNT = 35
@@ -215,7 +215,7 @@ def test_autoencoder_latents_have_the_mean_and_deviation_that_the_encoder_answer
 
 
 def test_pixel_latents_turn_back_into_the_picture():
-    from vla_bench.policies.reconvla_formats import TINY
+    from vla_bench.policies.reconvla.formats import TINY
 
     tiny = ReconModel(TINY)
     pictures = torch.rand(2, 3, 24, 24)

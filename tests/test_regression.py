@@ -11,12 +11,21 @@ import numpy as np
 import pytest
 from made_runs import episode, made_run, other_protocol
 
-from vla_bench.baseline import FORMAT, Baseline, BaselineEpisode, make_baseline, read_baseline, write_baseline
-from vla_bench.ci import github_annotations, junit
 from vla_bench.cli import main
+from vla_bench.compare.baseline import FORMAT, Baseline, BaselineEpisode, make_baseline, read_baseline, write_baseline
+from vla_bench.compare.ci import github_annotations, junit
+from vla_bench.compare.regression import (
+    Gate,
+    _more_needed,
+    check,
+    check_rows,
+    exit_code,
+    render_markdown,
+    render_text,
+    to_json,
+)
 from vla_bench.errors import UsageError
-from vla_bench.regression import Gate, _more_needed, check, check_rows, exit_code, render_markdown, render_text, to_json
-from vla_bench.stats_paired import mcnemar, paired_difference
+from vla_bench.stats.paired import mcnemar, paired_difference
 from vla_bench.types import EpisodeResult
 
 

@@ -19,12 +19,13 @@ from browser import Browser, find_chromium
 from made_runs import INFO, as_before, call, episode, made_run, of_protocol, other_protocol
 from PIL import Image
 
-from vla_bench import plots, report
 from vla_bench.cli import main
-from vla_bench.report import write_report
-from vla_bench.sections import load_runs
-from vla_bench.stats import wilson
-from vla_bench.store import RunInfo, RunStore
+from vla_bench.report import page as report
+from vla_bench.report import plots
+from vla_bench.report.page import write_report
+from vla_bench.report.sections import load_runs
+from vla_bench.stats.rates import wilson
+from vla_bench.store.runs import RunInfo, RunStore
 
 EVIL = '</script><img src=x onerror="alert(1)">&amp;{{js}}'
 VOID = {"meta", "link", "img", "input", "br"}

@@ -18,7 +18,7 @@ from vla_bench.errors import UsageError
 torch = pytest.importorskip("torch")
 
 from fuzz import bounded  # noqa: E402
-from vla_bench.policies.restricted_pickle import MOST_PICKLE, STORAGES, Archive, read_saved  # noqa: E402
+from vla_bench.policies.torch.restricted_pickle import MOST_PICKLE, STORAGES, Archive, read_saved  # noqa: E402
 
 REAL = Path(__file__).parent / "data" / "diffusion_policy" / "official_unet_low_dim" / "latest.ckpt"
 

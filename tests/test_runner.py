@@ -20,7 +20,7 @@ from vla_bench.cli import main
 from vla_bench.config import RunConfig
 from vla_bench.errors import UsageError
 from vla_bench.runner import Outcome, plan, run, select_tasks
-from vla_bench.store import read_actions, read_episodes, read_inferences, read_info
+from vla_bench.store.runs import read_actions, read_episodes, read_inferences, read_info
 from vla_bench.tables import load_summary
 from vla_bench.types import EpisodeResult
 

@@ -13,11 +13,11 @@ from made_runs import INFO, as_before, made_run
 
 from vla_bench import secrets
 from vla_bench.cli import main
+from vla_bench.compare.duel import DuelConfig
 from vla_bench.config import RunConfig
-from vla_bench.duel import DuelConfig
 from vla_bench.errors import message_of
 from vla_bench.secrets import hidden, hidden_in, is_secret, names, redacted, remember
-from vla_bench.store import read_info
+from vla_bench.store.runs import read_info
 
 SECRET = "sk-pl4nted/€\n'9Z"
 """With letters that Python, JSON, addresses and terminals each write in their own way."""

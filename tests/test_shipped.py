@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("torch")
 import torch
 from safetensors.torch import save_file
-from vla_bench.policies.checkpoints import CARD, CONFIG, WEIGHTS, read_json, read_tensors, sha256_of
+from vla_bench.policies.torch.checkpoints import CARD, CONFIG, WEIGHTS, read_json, read_tensors, sha256_of
 
 from vla_bench import shipped
 from vla_bench.cli import main

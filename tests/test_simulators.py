@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from vla_bench import simulators
 from vla_bench.errors import UsageError
+from vla_bench.rendering import simulators
 
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest
 
-from vla_bench.stats import (
+from vla_bench.stats.rates import (
     Interval,
     bounds,
     clopper_pearson,

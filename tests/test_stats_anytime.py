@@ -7,8 +7,7 @@ import pytest
 from scipy.special import betaln
 from scipy.stats import binom
 
-from vla_bench.stats import Alternative
-from vla_bench.stats_anytime import (
+from vla_bench.stats.anytime import (
     anytime_p_values,
     confidence_sequence,
     confidence_sequences,
@@ -17,7 +16,8 @@ from vla_bench.stats_anytime import (
     paired_e_values,
     unpaired_e_values,
 )
-from vla_bench.stats_planning import fisher_p_values
+from vla_bench.stats.planning import fisher_p_values
+from vla_bench.stats.rates import Alternative
 
 E_VALUES = [(7, 0, 16.000), (8, 0, 28.444), (13, 0, 585.143), (11, 2, 7.50183), (20, 8, 2.97815), (0, 0, 1)]
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from vla_bench.stats_chains import exact_sign_flip, mean_interval, unpaired_interval, unpaired_permutation
-from vla_bench.stats_paired import mcnemar, sign_flip
-from vla_bench.stats_tasks import stratified_bootstrap
+from vla_bench.stats.chains import exact_sign_flip, mean_interval, unpaired_interval, unpaired_permutation
+from vla_bench.stats.paired import mcnemar, sign_flip
+from vla_bench.stats.tasks import stratified_bootstrap
 
 LIMITS = (0, 5)
 

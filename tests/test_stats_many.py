@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vla_bench.stats_many import bradley_terry, holm, letters
+from vla_bench.stats.many import bradley_terry, holm, letters
 
 # American League 1987 (Agresti), 13 games a pair, rows beat columns.
 # MIL DET TOR NYY BOS CLE BAL

@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest, multinomial
 
-from vla_bench.stats_paired import mcnemar, mcnemar_midp, paired_difference, sign_flip, tango_score
+from vla_bench.stats.paired import mcnemar, mcnemar_midp, paired_difference, sign_flip, tango_score
 
 # 6 v 16 (of 161 pairs) is Cavo 2012 as printed by R's contingencytables 3.0.0 (tests of chapter 8).
 EXACT = [

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom, fisher_exact
 
-from vla_bench.stats_paired import mcnemar
-from vla_bench.stats_planning import (
+from vla_bench.stats.paired import mcnemar
+from vla_bench.stats.planning import (
     detectable,
     detectable_paired,
     episodes_needed,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vla_bench.stats import Interval, clopper_pearson, wilson
-from vla_bench.stats_tasks import (
+from vla_bench.stats.rates import Interval, clopper_pearson, wilson
+from vla_bench.stats.tasks import (
     between_tasks,
     cluster_bootstrap,
     clustered_rate,

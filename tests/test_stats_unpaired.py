@@ -5,7 +5,7 @@ import pytest
 from scipy.integrate import trapezoid
 from scipy.stats import beta
 
-from vla_bench.stats_unpaired import barnard, boschloo, fisher, newcombe_difference, probability_better
+from vla_bench.stats.unpaired import barnard, boschloo, fisher, newcombe_difference, probability_better
 
 # the first three from Newcombe 1998 (Statistics in Medicine 17:873).
 NEWCOMBE = [

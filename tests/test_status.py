@@ -15,19 +15,19 @@ import pytest
 from made_runs import INFO, as_before, made_run
 
 from vla_bench import runner
-from vla_bench.baseline import make_baseline, write_baseline
-from vla_bench.ci import github_annotations
 from vla_bench.cli import main
-from vla_bench.collect import CollectConfig, collect
-from vla_bench.compare import compare
+from vla_bench.compare.baseline import make_baseline, write_baseline
+from vla_bench.compare.ci import github_annotations
+from vla_bench.compare.comparison import compare
+from vla_bench.compare.duel import DuelConfig, duel
+from vla_bench.compare.regression import check
 from vla_bench.config import RunConfig
-from vla_bench.duel import DuelConfig, duel
+from vla_bench.data.collect import CollectConfig, collect
 from vla_bench.errors import UsageError
-from vla_bench.leaderboard import load_leaderboard
-from vla_bench.regression import check
+from vla_bench.report.leaderboard import load_leaderboard
 from vla_bench.runner import run
-from vla_bench.status import Status, incomplete
-from vla_bench.store import RunInfo, RunStore, read_info
+from vla_bench.store.runs import RunInfo, RunStore, read_info
+from vla_bench.store.status import Status, incomplete
 from vla_bench.tables import load_summary
 from vla_bench.types import Episode
 

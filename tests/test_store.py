@@ -14,9 +14,18 @@ import pyarrow.parquet
 import pytest
 from made_runs import as_before
 
-from vla_bench import files, store
 from vla_bench.errors import UsageError
-from vla_bench.store import RunInfo, RunStore, read_actions, read_episodes, read_inferences, read_info, record_actions
+from vla_bench.store import files
+from vla_bench.store import runs as store
+from vla_bench.store.runs import (
+    RunInfo,
+    RunStore,
+    read_actions,
+    read_episodes,
+    read_inferences,
+    read_info,
+    record_actions,
+)
 from vla_bench.types import Episode, EpisodeResult, Inference
 
 INFO = RunInfo(

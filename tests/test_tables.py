@@ -9,7 +9,7 @@ from test_store import INFO, calls, result  # type: ignore[import-not-found]
 
 from vla_bench import tables
 from vla_bench.errors import UsageError
-from vla_bench.store import RunStore
+from vla_bench.store.runs import RunStore
 from vla_bench.tables import RunSummary, render_markdown, render_text, summary_of
 from vla_bench.text import shorten
 from vla_bench.types import EpisodeResult, Inference

@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from vla_bench.collect import CollectConfig, collect
 from vla_bench.config import RunConfig
+from vla_bench.data.collect import CollectConfig, collect
 from vla_bench.errors import UsageError
 from vla_bench.registry import describe_suite_arguments, make_suite
 from vla_bench.runner import prepare
@@ -23,7 +23,7 @@ from vla_bench.types import Episode, Float32, Suite
 
 tiny = importlib.import_module("vla_bench.envs.tiny")
 tiny_calvin = importlib.import_module("vla_bench.envs.tiny_calvin")
-oracle = importlib.import_module("vla_bench.policies.oracle")
+oracle = importlib.import_module("vla_bench.policies.oracle.policy")
 
 Float64 = NDArray[np.float64]
 TASKS = ("lift_the_cube", "turn_on_the_stove", "open_the_drawer")

@@ -18,15 +18,15 @@ import pytest
 from test_store import file_size_limit
 
 from vla_bench.cli import main
-from vla_bench.dataset_hdf5 import write_hdf5
-from vla_bench.dataset_lerobot import write_lerobot
-from vla_bench.demonstrations import Demonstration, View, box_of, encode
+from vla_bench.data.demonstrations import Demonstration, View, box_of, encode
+from vla_bench.data.hdf5 import write_hdf5
+from vla_bench.data.lerobot import write_lerobot
+from vla_bench.data.recorded import HDF5, LEROBOT
 from vla_bench.errors import EXIT_USAGE, UsageError
-from vla_bench.learning import Recipe, Samples, Scales
-from vla_bench.recorded import HDF5, LEROBOT
 from vla_bench.registry import make_policy
-from vla_bench.train import TrainConfig, Trained, train
-from vla_bench.training_data import WHOLE, TrainingData, read_training_data
+from vla_bench.training.data import WHOLE, TrainingData, read_training_data
+from vla_bench.training.learning import Recipe, Samples, Scales
+from vla_bench.training.train import TrainConfig, Trained, train
 from vla_bench.types import ActionSpec, Camera, Episode, Observation, Suite, Task
 
 torch = pytest.importorskip("torch")
@@ -35,9 +35,9 @@ pytest.importorskip("diffusers")
 h5py = pytest.importorskip("h5py", reason="needs vla-bench[data]")
 parquet = pytest.importorskip("pyarrow.parquet")
 
-from vla_bench.policies.augmentation import box_in_centre, centre, jittered, randomly_cropped  # noqa: E402
-from vla_bench.policies.checkpoints import read_ours  # noqa: E402
-from vla_bench.policies.training import Trainer  # noqa: E402
+from vla_bench.policies.torch.augmentation import box_in_centre, centre, jittered, randomly_cropped  # noqa: E402
+from vla_bench.policies.torch.checkpoints import read_ours  # noqa: E402
+from vla_bench.policies.torch.training import Trainer  # noqa: E402
 
 MODELS = ("pi0", "reconvla", "openvla", "diffusion_policy")
 SIDE = 64

@@ -18,9 +18,9 @@ pytest.importorskip("diffusers")
 from checkpoint_cases import CASES, damage_checkpoint  # noqa: E402
 from fuzz import bounded, fresh_copy  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
-from vla_bench.policies.checkpoints import load_into, read_tensors  # noqa: E402
-from vla_bench.policies.plausible import insist_on_sizes, insist_on_types  # noqa: E402
-from vla_bench.policies.tokens import TINY, JsonTokenizer, load_tokenizer, tiny_tokenizer  # noqa: E402
+from vla_bench.policies.torch.checkpoints import load_into, read_tensors  # noqa: E402
+from vla_bench.policies.torch.plausible import insist_on_sizes, insist_on_types  # noqa: E402
+from vla_bench.policies.torch.tokens import TINY, JsonTokenizer, load_tokenizer, tiny_tokenizer  # noqa: E402
 
 from vla_bench.errors import PolicyFailure, UsageError  # noqa: E402
 from vla_bench.inference import LocalPolicy  # noqa: E402

@@ -14,7 +14,7 @@ from PIL import Image
 from vla_bench.config import RunConfig
 from vla_bench.errors import UsageError
 from vla_bench.runner import run
-from vla_bench.store import read_episodes
+from vla_bench.store.runs import read_episodes
 from vla_bench.types import Frame
 from vla_bench.video import EVERY, Caption, chunk_starts, compose, write_film
 

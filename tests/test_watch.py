@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from killing import watched
 
-from vla_bench import watch
-from vla_bench.foreign import interrupt
-from vla_bench.watch import BOARD, Board, Clock, Overdue, board, death
+from vla_bench.process import watch
+from vla_bench.process.foreign import interrupt
+from vla_bench.process.watch import BOARD, Board, Clock, Overdue, board, death
 
 ROOT = Path(__file__).parent.parent
 HANG = ("a" * 40 + "b", r"(a+)+$")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_bench.stats import Interval, wilson
-from vla_bench.stats_chains import exact_sign_flip, mean_interval, unpaired_interval, unpaired_permutation
-from vla_bench.stats_tasks import stratified_bootstrap
+from vla_bench.stats.chains import exact_sign_flip, mean_interval, unpaired_interval, unpaired_permutation
+from vla_bench.stats.rates import Interval, wilson
+from vla_bench.stats.tasks import stratified_bootstrap
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +47,7 @@ class ChainSummary:
     mean_length: float | None
     """Instructions done in a row, on average; None when no chain has a verdict."""
     low: float
-    """Ends of its 95 % interval, by `stats_chains.mean_interval`."""
+    """Ends of its 95 % interval, by `stats.chains.mean_interval`."""
     high: float
     bootstrap: tuple[float, float] | None
     """The percentile bootstrap's interval, as others print it; None below two chains."""

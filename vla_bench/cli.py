@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 from tyro.conf import Positional, arg
 
-from vla_bench import foreign, screen, secrets, watch
+from vla_bench import secrets
 from vla_bench.errors import (
     EXIT_BROKEN,
     EXIT_BUG,
@@ -36,13 +36,14 @@ from vla_bench.errors import (
     unknown_name,
     unwritable,
 )
-from vla_bench.paths import TakesPaths, UserPath, returning
+from vla_bench.process import foreign, screen, watch
+from vla_bench.process.paths import TakesPaths, UserPath, returning
 from vla_bench.text import for_log, for_terminal, terminal_text, widths
 from vla_bench.types import EpisodeResult
 
 if TYPE_CHECKING:
     from vla_bench.config import RunConfig
-    from vla_bench.doctor import Check
+    from vla_bench.doctor.machine import Check
     from vla_bench.runner import Outcome
 
 T = TypeVar("T")
@@ -221,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _aftermath(end: watch.End) -> int:
-    from vla_bench.aftermath import tell
+    from vla_bench.store.aftermath import tell
 
     return tell(end)
 
@@ -360,10 +361,10 @@ def _run(arguments: list[str]) -> int:
 
 def _print_replay(config: RunConfig, outcome: Outcome) -> None:
     """How the replayed episodes ended, beside how they had ended when they were recorded."""
-    from vla_bench.recorded import read_recorded
-    from vla_bench.recording import compare_outcomes
+    from vla_bench.data.recorded import read_recorded
+    from vla_bench.data.recording import compare_outcomes
     from vla_bench.registry import make_suite
-    from vla_bench.store import read_episodes
+    from vla_bench.store.runs import read_episodes
 
     recorded = read_recorded(str(config.checkpoint), make_suite(config.suite, config.suite_args))
     if said := compare_outcomes(read_episodes(outcome.path), recorded):
@@ -414,7 +415,7 @@ def _print_run(path: str, as_json: bool, as_markdown: bool = False) -> None:
 
 
 def _compare(arguments: list[str]) -> int:
-    from vla_bench import compare
+    from vla_bench.compare import comparison as compare
 
     config = _parse(CompareConfig, "compare", arguments)
     result = compare.compare(config.run_a, config.run_b, config.alpha, config.force, config.strict_renderer)
@@ -426,7 +427,7 @@ def _compare(arguments: list[str]) -> int:
 
 
 def _duel(arguments: list[str]) -> int:
-    from vla_bench import duel
+    from vla_bench.compare import duel
 
     config = _parse(duel.DuelConfig, "duel", arguments)
     with _DuelProgress() as progress:
@@ -447,7 +448,7 @@ def _duel(arguments: list[str]) -> int:
 
 
 def _check(arguments: list[str]) -> int:
-    from vla_bench import ci, regression
+    from vla_bench.compare import ci, regression
 
     config = _parse(CheckConfig, "check", arguments)
     check_ending("--junit", config.junit, [".xml"])
@@ -476,7 +477,7 @@ def _check(arguments: list[str]) -> int:
 
 
 def _update_baseline(config: CheckConfig) -> int:
-    from vla_bench import baseline
+    from vla_bench.compare import baseline
 
     check_ending("--baseline", config.baseline, [".jsonl"])
     new, file = baseline.make_baseline(config.run), Path(config.baseline)
@@ -490,7 +491,7 @@ def _update_baseline(config: CheckConfig) -> int:
 
 def _write(file: Path, text: str, mode: str) -> None:
     """Replaces the file, all at once, or with "a" appends to it. Raises UsageError."""
-    from vla_bench.files import make_folder, write_whole
+    from vla_bench.store.files import make_folder, write_whole
 
     try:
         make_folder(file.parent)
@@ -504,8 +505,8 @@ def _write(file: Path, text: str, mode: str) -> None:
 
 
 def _leaderboard(arguments: list[str]) -> int:
-    from vla_bench import leaderboard
-    from vla_bench.leaderboard_files import FORMATS
+    from vla_bench.report import leaderboard
+    from vla_bench.report.leaderboard_files import FORMATS
 
     config = _parse(LeaderboardConfig, "leaderboard", arguments)
     check_ending("--out", config.out, FORMATS)
@@ -526,7 +527,7 @@ def _leaderboard(arguments: list[str]) -> int:
 
 
 def _report(arguments: list[str]) -> int:
-    from vla_bench import report
+    from vla_bench.report import page as report
 
     config = _parse(ReportConfig, "report", arguments)
     if Path(config.out).suffix in (".html", ".md", ".csv", ".json", ".pdf", ".svg", ".png"):
@@ -537,7 +538,7 @@ def _report(arguments: list[str]) -> int:
 
 
 def _fsck(arguments: list[str]) -> int:
-    from vla_bench import fsck
+    from vla_bench.doctor import fsck
 
     config = _parse(fsck.FsckConfig, "fsck", arguments)
     folders = fsck.run_folders(config.runs)
@@ -556,7 +557,7 @@ def _fsck(arguments: list[str]) -> int:
 
 
 def _collect(arguments: list[str]) -> int:
-    from vla_bench.collect import CollectConfig, collect
+    from vla_bench.data.collect import CollectConfig, collect
 
     config = _parse(CollectConfig, "collect", arguments)
     with _Progress() as progress:
@@ -574,7 +575,7 @@ def _collect(arguments: list[str]) -> int:
 
 
 def _train(arguments: list[str]) -> int:
-    from vla_bench.train import TrainConfig, train
+    from vla_bench.training.train import TrainConfig, train
 
     config = _parse(TrainConfig, "train", arguments)
     with _TrainProgress() as progress:
@@ -586,7 +587,7 @@ def _train(arguments: list[str]) -> int:
 
 
 def _convert(arguments: list[str]) -> int:
-    from vla_bench.convert import ConvertConfig, convert
+    from vla_bench.training.convert import ConvertConfig, convert
 
     config = _parse(ConvertConfig, "convert", arguments)
     done = convert(config)
@@ -720,7 +721,7 @@ def _checkpoints(_: str) -> list[dict[str, Any]]:
 
 
 def _doctor(arguments: list[str]) -> int:
-    from vla_bench import doctor
+    from vla_bench.doctor import machine as doctor
 
     config = _parse(DoctorConfig, "doctor", arguments)
     checks = doctor.diagnose() if config.policy is None else _examine(config)
@@ -732,7 +733,7 @@ def _doctor(arguments: list[str]) -> int:
 
 
 def _examine(config: DoctorConfig) -> list[Check]:
-    from vla_bench.examine import Examination, examine
+    from vla_bench.doctor.adapter import Examination, examine
 
     fields = dataclasses.asdict(config)
     del fields["json"]
@@ -884,8 +885,8 @@ class _Progress:
 
 def _score(judged: Sequence[EpisodeResult]) -> str:
     """The success rate, of chains the average length, with its interval."""
-    from vla_bench.stats import wilson
-    from vla_bench.stats_chains import mean_interval
+    from vla_bench.stats.chains import mean_interval
+    from vla_bench.stats.rates import wilson
 
     links = max(len(row.subgoals) for row in judged)
     if links > 1:

@@ -21,7 +21,7 @@ import tyro
 from vla_bench import secrets
 from vla_bench.chunking import AdaptiveEnsemble, Chunking, RecedingHorizon, TemporalEnsemble
 from vla_bench.errors import UsageError, check_ending, unknown_name
-from vla_bench.paths import TakesPaths, UserPath
+from vla_bench.process.paths import TakesPaths, UserPath
 
 ALIASES: Mapping[str, str] = {"libero_long": "libero_10"}
 """Other names of suites."""

@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from vla_bench.errors import PolicyFailure, UsageError, message_of
-from vla_bench.foreign import foreign_code, insist_on_process, is_theirs
-from vla_bench.grounding import inside_total
+from vla_bench.grounding.scoring import inside_total
+from vla_bench.process.foreign import foreign_code, insist_on_process, is_theirs
+from vla_bench.process.watch import board
 from vla_bench.rollout import Answer
 from vla_bench.types import ActionChunk, Attention, Episode, Float32, Observation, Policy, PolicySpec, Suite
-from vla_bench.watch import board
 
 COLD_CALLS = 2  # openpi's simple_client leaves out two warm-up calls as well
 _ATTENTION_TOLERANCE = 1e-3  # bfloat16 softmaxes

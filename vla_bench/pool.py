@@ -30,15 +30,11 @@ import numpy as np
 from vla_bench.chunking import Chunking
 from vla_bench.config import EPISODE_TIMEOUT_S
 from vla_bench.errors import PolicyFailure, UsageError, too_many_files
-from vla_bench.foreign import contained, insist_on_process
 from vla_bench.inference import LocalPolicy
-from vla_bench.paths import absolute, returning
-from vla_bench.provenance import stamps
-from vla_bench.registry import make_policy, make_suite, policy_code, suite_code
-from vla_bench.rollout import Actor, Answer, Filming, Keeper, Rollout, Stage, attach, broken
-from vla_bench.screen import own_streams
-from vla_bench.types import Camera, Episode, Image, Observation
-from vla_bench.watch import (
+from vla_bench.process.foreign import contained, insist_on_process
+from vla_bench.process.paths import absolute, returning
+from vla_bench.process.screen import own_streams
+from vla_bench.process.watch import (
     BOARD,
     TICK_S,
     Board,
@@ -52,6 +48,10 @@ from vla_bench.watch import (
     was_asked_to_stop,
     write_to,
 )
+from vla_bench.registry import make_policy, make_suite, policy_code, suite_code
+from vla_bench.rollout import Actor, Answer, Filming, Keeper, Rollout, Stage, attach, broken
+from vla_bench.store.provenance import stamps
+from vla_bench.types import Camera, Episode, Image, Observation
 
 _USUAL_FILES = 1024
 _LEAVING_S = 5.0

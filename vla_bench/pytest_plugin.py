@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from vla_bench.regression import Gate
+    from vla_bench.compare.regression import Gate
 
 MARKER = "vla_bench"
 GATE = ("margin", "alpha", "max_latency_ratio", "undecided", "strict_renderer")
@@ -55,8 +55,8 @@ def vla_bench_verdict(request: pytest.FixtureRequest, tmp_path: Path) -> Gate:
 
 def verdict(asked: Mapping[str, Any], root: Path, out: Path) -> Gate:
     """Plays what is asked for into `out`, or takes the run it names, and checks that. Raises UsageError."""
+    from vla_bench.compare.regression import check
     from vla_bench.errors import UsageError
-    from vla_bench.regression import check
 
     _refuse_unknown(asked)
     if "baseline" not in asked:

@@ -20,16 +20,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from vla_bench import foreign
 from vla_bench.config import ALIASES, list_arguments, parse_arguments
 from vla_bench.errors import MissingPackage, UsageError, in_a_line, unknown_name
-from vla_bench.foreign import contained, foreign_code, is_theirs
-from vla_bench.paths import at_home, home
+from vla_bench.process import foreign
+from vla_bench.process.foreign import contained, foreign_code, is_theirs
+from vla_bench.process.paths import at_home, home
+from vla_bench.process.watch import board
 from vla_bench.secrets import hidden_in
 from vla_bench.shipped import find_shipped, insist_on_sha256
-from vla_bench.source import code_hash, imports_hash
+from vla_bench.store.source import code_hash, imports_hash
 from vla_bench.types import Env, Policy, PolicySpec, Privileged, Suite
-from vla_bench.watch import board
 
 SUITES: Mapping[str, str] = {
     "libero_spatial": "vla_bench.envs.libero:suite",
@@ -38,24 +38,24 @@ SUITES: Mapping[str, str] = {
     "libero_10": "vla_bench.envs.libero:suite",
     "libero_90": "vla_bench.envs.libero:suite",
     "robosuite": "vla_bench.envs.robosuite:suite",
-    "calvin_d": "vla_bench.envs.calvin:suite",
-    "calvin_a": "vla_bench.envs.calvin:suite",
-    "calvin_b": "vla_bench.envs.calvin:suite",
-    "calvin_c": "vla_bench.envs.calvin:suite",
-    "calvin_tasks": "vla_bench.envs.calvin:single_tasks",
-    "calvin_pybullet": "vla_bench.envs.calvin_pybullet:suite",
+    "calvin_d": "vla_bench.envs.calvin.env:suite",
+    "calvin_a": "vla_bench.envs.calvin.env:suite",
+    "calvin_b": "vla_bench.envs.calvin.env:suite",
+    "calvin_c": "vla_bench.envs.calvin.env:suite",
+    "calvin_tasks": "vla_bench.envs.calvin.env:single_tasks",
+    "calvin_pybullet": "vla_bench.envs.calvin.pybullet:suite",
     "tiny": "vla_bench.envs.tiny:suite",
 }
 POLICIES: Mapping[str, str] = {
     "zero": "vla_bench.policies.baselines:Zero",
     "random": "vla_bench.policies.baselines:Random",
     "replay": "vla_bench.policies.replay:Replay",
-    "oracle": "vla_bench.policies.oracle:Oracle",
+    "oracle": "vla_bench.policies.oracle.policy:Oracle",
     "noisy": "vla_bench.policies.noisy:Noisy",
-    "pi0": "vla_bench.policies.pi0:Pi0",
-    "reconvla": "vla_bench.policies.reconvla:ReconVLA",
-    "openvla": "vla_bench.policies.openvla:OpenVLA",
-    "diffusion_policy": "vla_bench.policies.diffusion_policy:DiffusionPolicy",
+    "pi0": "vla_bench.policies.pi0.policy:Pi0",
+    "reconvla": "vla_bench.policies.reconvla.policy:ReconVLA",
+    "openvla": "vla_bench.policies.openvla.policy:OpenVLA",
+    "diffusion_policy": "vla_bench.policies.diffusion_policy.policy:DiffusionPolicy",
 }
 _BUILT_IN: Mapping[str, Mapping[str, str]] = {"suite": SUITES, "policy": POLICIES}
 _GROUPS = {"suite": "vla_bench.suites", "policy": "vla_bench.policies"}

@@ -17,9 +17,9 @@ import numpy as np
 
 from vla_bench.chunking import Chunking, Past
 from vla_bench.errors import in_a_line, message_of
-from vla_bench.foreign import foreign_code, is_ctrl_c, is_theirs
-from vla_bench.grounding import score
-from vla_bench.overlay import overlaid
+from vla_bench.grounding.overlay import overlaid
+from vla_bench.grounding.scoring import score
+from vla_bench.process.foreign import foreign_code, is_ctrl_c, is_theirs
 from vla_bench.registry import insist_on_env
 from vla_bench.text import for_terminal
 from vla_bench.types import (

@@ -15,23 +15,23 @@ from typing import NamedTuple, Protocol
 
 from vla_bench.config import RunConfig, describe
 from vla_bench.errors import PolicyFailure, UsageError, unknown_name
-from vla_bench.foreign import contained
-from vla_bench.gl import renderer, use_backend
 from vla_bench.inference import LocalPolicy, check_compatible
-from vla_bench.integrity import protocol_hash
-from vla_bench.paths import absolute, home, returning
-from vla_bench.pixels import views_of
 from vla_bench.pool import Pool, WorkerSetup, origin_of, worker_count
-from vla_bench.provenance import content_hash, gather, stamps
+from vla_bench.process.foreign import contained
+from vla_bench.process.paths import absolute, home, returning
+from vla_bench.process.watch import board
 from vla_bench.registry import make_policy, make_suite, policy_code, suite_code, telling
-from vla_bench.renderers import Drawn, between, drawn, pixels_sentence, without_renderer
+from vla_bench.rendering.gl import renderer, use_backend
+from vla_bench.rendering.pixels import views_of
+from vla_bench.rendering.renderers import Drawn, between, drawn, pixels_sentence, without_renderer
 from vla_bench.rollout import Actor, Filming, Keeper, Rollout, Stage, attach
 from vla_bench.secrets import hidden, hidden_in, names
 from vla_bench.shipped import note_on
-from vla_bench.store import RunInfo, RunStore, finished, record_actions
+from vla_bench.store.integrity import protocol_hash
+from vla_bench.store.provenance import content_hash, gather, stamps
+from vla_bench.store.runs import RunInfo, RunStore, finished, record_actions
 from vla_bench.tables import cause, films_lost
 from vla_bench.types import Episode, EpisodeResult, Policy, PolicySpec, Suite, Task
-from vla_bench.watch import board
 
 MAX_ATTEMPTS = 3  # an episode that breaks simulator or harness three times stays unjudged
 MAX_BROKEN_IN_A_ROW = 3  # then it is not the episode: the run stops instead of trying all the others

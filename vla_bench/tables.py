@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vla_bench import store
 from vla_bench.chains import ChainSummary, Share, broken_sentence, chain_summary, length_text, span_text
-from vla_bench.grounding_table import HEADER as GROUNDING_HEADER
-from vla_bench.grounding_table import TITLE, GroundingRow, grounding_rows, grounding_text
-from vla_bench.lock import is_held
-from vla_bench.renderers import MARK, Drawn, pixels_sentence, within
-from vla_bench.stats import Interval, bounds, percentile, samples_needed, wilson
-from vla_bench.status import Status, incomplete
-from vla_bench.store import RunInfo
+from vla_bench.grounding.table import HEADER as GROUNDING_HEADER
+from vla_bench.grounding.table import TITLE, GroundingRow, grounding_rows, grounding_text
+from vla_bench.rendering.renderers import MARK, Drawn, pixels_sentence, within
+from vla_bench.stats.rates import Interval, bounds, percentile, samples_needed, wilson
+from vla_bench.store import runs as store
+from vla_bench.store.lock import is_held
+from vla_bench.store.runs import RunInfo
+from vla_bench.store.status import Status, incomplete
 from vla_bench.text import aligned, for_markdown_line, markdown_table, shorten, terminal_text, visible, widths
 from vla_bench.types import EpisodeResult
 from vla_bench.video import NOT_FILMED

@@ -150,7 +150,7 @@ class EpisodeResult:
     """What rendered its pictures, such as `egl llvmpipe`. Empty when none was rendered for the policy, or the suite's
     pictures are not MuJoCo's."""
     render_probe: str = ""
-    """Hash of a probe scene, rendered by the same renderer (`vla_bench.pixels`)."""
+    """Hash of a probe scene, rendered by the same renderer (`vla_bench.rendering.pixels`)."""
     start_fingerprint: str = ""
     """Hash of the scene as it was laid out, before anything moved in it: the same on every machine, where settling ends
     in other last digits on another kind of CPU. Empty where nothing settles, and in rows of older runs."""
@@ -165,7 +165,7 @@ class EpisodeResult:
 
 @dataclass(frozen=True)
 class Grounding:
-    """Where the attention of one answer fell; `vla_bench.grounding` says how each number is found."""
+    """Where the attention of one answer fell; `vla_bench.grounding.scoring` says how each number is found."""
 
     share: float | None
     """Of the attention, what fell on what is being manipulated; None where nothing of that is in view."""

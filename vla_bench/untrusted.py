@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_bench.errors import MissingPackage, UsageError, in_a_line
-from vla_bench.records import open_file
+from vla_bench.store.records import open_file
 
 MB = 2**20
 MOST_JSON = 16 * MB

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vla_bench.errors import UsageError, unwritable
-from vla_bench.files import sync, sync_folder
-from vla_bench.overlay import HEAT, LINE
+from vla_bench.grounding.overlay import HEAT, LINE
+from vla_bench.store.files import sync, sync_folder
 from vla_bench.types import Episode, Frame, Image
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""An expert for each suite, which is told the state of the simulator."""

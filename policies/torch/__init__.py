@@ -1,0 +1,1 @@
+"""What the policies on torch share."""

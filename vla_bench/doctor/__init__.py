@@ -1,0 +1,1 @@
+"""What is wrong: with the `machine`, with the `adapter` of a policy of one's own, with runs on disk (`fsck`)."""

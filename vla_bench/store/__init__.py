@@ -1,0 +1,1 @@
+"""Runs on disk: `runs` writes and reads them, the others keep them whole."""

@@ -1,0 +1,1 @@
+"""Policies that learn: `train` on demonstrations, `convert` of published checkpoints."""
