@@ -214,7 +214,7 @@ def test_this_machine_is_fit():
 def test_the_doctor_imports_nothing_heavy():
     code = """
 import sys
-from vla_bench import doctor
+from vla_bench.doctor import machine as doctor
 doctor.probe = lambda backend, timeout_s: doctor.GlProbe(backend, True)
 doctor.diagnose()
 heavy = {"mujoco", "robosuite", "libero", "torch", "pandas", "OpenGL"} & set(sys.modules)

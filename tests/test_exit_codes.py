@@ -41,17 +41,17 @@ COMMANDS: Mapping[str, str] = {
 WORKS: Mapping[str, str] = {
     "run": "runner.make_suite",
     "duel": "runner.make_suite",
-    "collect": "collect.make_suite",
-    "train": "train.read_training_data",
-    "convert": "convert.make_suite",
-    "doctor": "examine.make_suite",
-    "check": "regression.check",
-    "compare": "compare.compare",
+    "collect": "data.collect.make_suite",
+    "train": "training.train.read_training_data",
+    "convert": "training.convert.make_suite",
+    "doctor": "doctor.adapter.make_suite",
+    "check": "compare.regression.check",
+    "compare": "compare.comparison.compare",
     "show": "tables.load_summary",
-    "leaderboard": "leaderboard.load_leaderboard",
-    "report": "report.write_report",
+    "leaderboard": "report.leaderboard.load_leaderboard",
+    "report": "report.page.write_report",
     "list": "registry.make_suite",
-    "fsck": "fsck.examine",
+    "fsck": "doctor.fsck.examine",
 }
 """What each command calls first of its own work."""
 

@@ -209,7 +209,7 @@ def test_importing_gl_imports_no_simulator():
 
 def test_what_setup_asks_is_answered_without_a_warning():
     setup = (Path(__file__).parent.parent / "scripts" / "setup.sh").read_text()
-    (asked,) = re.findall(r'"\$venv/bin/python" (.*vla_bench\.gl.*) "\$@"', setup)
+    (asked,) = re.findall(r'"\$venv/bin/python" (.*vla_bench\.rendering\.gl.*) "\$@"', setup)
     child = subprocess.run(
         [sys.executable, *shlex.split(asked), "packages"], capture_output=True, text=True, check=False
     )

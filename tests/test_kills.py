@@ -151,7 +151,7 @@ def in_turn() -> Iterator[str]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is installed is looked up once: it would take longer than all else these commands do."""
     known = cached_gather()
-    for module in ("runner", "train"):
+    for module in ("runner", "training.train"):
         monkeypatch.setattr(f"vla_bench.{module}.gather", lambda: known)
 
 
@@ -226,8 +226,8 @@ def test_a_worker_that_gets_a_signal_at_any_step_costs_an_attempt_at_most(tmp_pa
 @pytest.mark.parametrize("part", range(10))
 def test_fifty_instants_of_a_run_on_robosuite(tmp_path: Path, part: int) -> None:
     pytest.importorskip("robosuite")
-    given = ["--policy", "fakes:Doomed", "--suite", "robosuite", "--task", "Lift", "--episodes", "2", "--execute", "20"]
-    known: dict[str, Any] = {"policy": "fakes:Doomed", "suite": "robosuite", "task": ("Lift",), "execute": 20}
+    given = ["--policy", "fakes:Doomed", "--suite", "robosuite", "--task", "Lift", "--episodes", "2", "--execute", "16"]
+    known: dict[str, Any] = {"policy": "fakes:Doomed", "suite": "robosuite", "task": ("Lift",), "execute": 16}
     assert run(RunConfig(**known, episodes=2, out=str(tmp_path / "whole"))).judged == 2
     for instant, kind in zip(range(1 + part, 51, 10), itertools.islice(in_turn(), part, None), strict=False):
         number, watching, code, state = KINDS[kind]

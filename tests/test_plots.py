@@ -16,7 +16,7 @@ from marks import slow
 from vla_bench.report import plots
 from vla_bench.text import visible
 
-CSS = (Path(plots.__file__).parent / "assets" / "report.css").read_text()
+CSS = (Path(plots.__file__).parents[1] / "assets" / "report.css").read_text()
 LONG = "pick_up_the_black_bowl_between_the_plate_and_the_ramekin_{}_and_place_it_on_the_plate"
 ODD_NAMES = [
     "<b>&\"'",

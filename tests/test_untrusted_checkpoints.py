@@ -169,6 +169,7 @@ class Bicycle:
     wheels: tuple[Wheel, ...] = (Wheel(36),)
     weight: float = 9.5
     bell: int | None = None
+    gears: tuple[int, ...] | None = None
 
 
 @pytest.mark.parametrize(
@@ -182,6 +183,7 @@ class Bicycle:
         (Bicycle(weight=float("nan")), "weight nan, expected float"),
         (Bicycle(weight=10**400), "weight 1000"),
         (Bicycle(bell="ring"), "bell 'ring', expected int or null"),  # type: ignore[arg-type]
+        (Bicycle(gears=3), "gears 3, expected tuple or null"),  # type: ignore[arg-type]
         (Bicycle((Wheel(1),) * 300), "expected 256 values"),
     ],
 )

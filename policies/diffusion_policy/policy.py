@@ -142,7 +142,7 @@ class DiffusionPolicy(TorchPolicy):
             mirror=source.reading.mirror if mirror is None else mirror,
         )
         self._numbers = {name: observed(parts, suite) for name, parts in self.reading.numbers.items()}
-        _check_widths(self.sizes, self._numbers, suite)
+        _check_widths(self.sizes, self._numbers, suite, checkpoint)
         action = _action_spec(source, suite)
         with reading(checkpoint or NAME, "normalisation"):
             for one in (*self.sizes.inputs, Input("action", (self.sizes.action_dim,))):
@@ -352,12 +352,13 @@ def _camera(suite: Suite, name: str) -> Camera:
     return known[name]
 
 
-def _check_widths(sizes: Sizes, numbers: Mapping[str, Any], suite: Suite) -> None:
+def _check_widths(sizes: Sizes, numbers: Mapping[str, Any], suite: Suite, checkpoint: str | None) -> None:
     empty = np.zeros((1, len(suite.state)), np.float32)
     for one in sizes.inputs:
         if not one.is_picture and (got := numbers[one.name](empty).shape[-1]) != one.shape[0]:
             raise UsageError(
-                f"The checkpoint reads {one.shape[0]} numbers as {one.name}; the suite {suite.name!r} gives {got}."
+                f"The checkpoint {checkpoint} reads {one.shape[0]} numbers as {one.name}; "
+                f"the suite {suite.name!r} gives {got}."
             )
 
 

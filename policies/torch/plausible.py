@@ -103,7 +103,9 @@ def _fits(value: Any, kind: Any) -> bool:
         return any(type(value) is type(one) and value == one for one in get_args(kind))
     if kind is float:
         return type(value) in (int, float) and -1e300 < value < 1e300 and math.isfinite(value)
-    return isinstance(kind, type) and isinstance(value, kind) and (kind is not int or type(value) is int)
+    if get_origin(kind) is not None or not isinstance(kind, type):  # Python 3.10 takes list[int] for a type as well
+        return False
+    return isinstance(value, kind) and (kind is not int or type(value) is int)
 
 
 def _name(kind: Any) -> str:
