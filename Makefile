@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_EPISODES ?= 3
 DEMO_DUEL ?= 5
+DEMO_OBJECT ?= --task 0 --task 3 --episodes 2
+DEMO_LONG ?= --task 0 --task 2 --task 6
 GATE ?= pi0 openvla reconvla diffusion_policy
 PYTHONS ?= 3.10 3.13
 
@@ -23,8 +25,8 @@ demo: setup ## play policies on robosuite, CALVIN, LIBERO and the suite tiny, le
 	$(BIN)/vla-bench run --policy oracle --suite robosuite --task Lift --episodes $(DEMO_EPISODES) --overwrite --out results/demo/oracle-lift
 	$(BIN)/vla-bench run --policy oracle --suite calvin_d --episodes $(DEMO_EPISODES) --overwrite --out results/demo/oracle-calvin
 	$(BIN)/vla-bench run --policy pi0 --suite tiny --episodes $(DEMO_EPISODES) --workers 2 --video failures --overwrite --out results/demo/pi0-tiny
-	$(BIN)/vla-bench run --policy pi0 --suite libero_object --task 0 --task 3 --episodes 2 --workers 2 --overwrite --out results/demo/pi0-libero_object
-	$(BIN)/vla-bench run --policy reconvla --suite libero_long --task 0 --task 2 --task 6 --episodes 1 --workers 2 --overwrite --out results/demo/reconvla-libero_long
+	$(BIN)/vla-bench run --policy pi0 --suite libero_object $(DEMO_OBJECT) --workers 2 --overwrite --out results/demo/pi0-libero_object
+	$(BIN)/vla-bench run --policy reconvla --suite libero_long $(DEMO_LONG) --episodes 1 --workers 2 --overwrite --out results/demo/reconvla-libero_long
 	$(BIN)/vla-bench duel diffusion_policy reconvla --suite tiny --episodes $(DEMO_DUEL) --workers 2 --overwrite --out results/demo/duel || test $$? -eq 2
 	$(BIN)/vla-bench leaderboard results/demo
 	$(BIN)/vla-bench report results/demo --out reports/demo
