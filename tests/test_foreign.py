@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import fakes
@@ -24,7 +26,7 @@ from vla_bench.errors import Interrupted, UsageError
 from vla_bench.gym import make_task
 from vla_bench.process.foreign import contained, foreign_code, is_theirs
 from vla_bench.runner import run
-from vla_bench.store.lock import take
+from vla_bench.store.lock import Lock, take
 from vla_bench.store.runs import read_episodes
 from vla_bench.types import Suite, Transition
 
@@ -184,7 +186,16 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_a_child_that_outlives_a_killed_run_does_not_hold_its_lock(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdin=subprocess.PIPE) as killed:
         assert killed.wait() == -signal.SIGKILL
-        take(tmp_path).release()  # while the child still waits
+        until_taken(tmp_path).release()  # while the child still waits
+
+
+def until_taken(path: Path) -> Lock:
+    """The lock, as soon as the child has come to let go of it, which it does first of all."""
+    for _ in range(100):
+        with contextlib.suppress(UsageError):
+            return take(path)
+        time.sleep(0.1)
+    return take(path)
 
 
 @pytest.mark.parametrize(
