@@ -426,5 +426,6 @@ def _pooled(job: Job, todo: Sequence[Episode]) -> Generator[Rollout]:
         )
         for slot in range(job.workers)
     ]
-    setups = [replace(setup, origin=origin_of(setup)) for setup in setups]
+    origin = origin_of(setups[0])  # of all: they differ in their slots alone
+    setups = [replace(setup, origin=origin) for setup in setups]
     yield from Pool(setups, job.answers, config.batch_size, MAX_ATTEMPTS).rollouts(todo)

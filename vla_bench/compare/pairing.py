@@ -69,8 +69,8 @@ def pair_rows(a: pd.DataFrame, b: pd.DataFrame) -> Pairs:
     a, b = _keyed(a), _keyed(b)
     both = a.merge(b, on=list(KEY), suffixes=("_a", "_b"))
     judged = both[both["success_a"].notna() & both["success_b"].notna()]
-    scenes = ([*map(scene_of, judged[f"scene_fingerprint_{x}"], judged[f"start_fingerprint_{x}"])] for x in "ab")
-    proven = np.array([same_scene(*pair) for pair in zip(*scenes, strict=True)], bool)
+    begun = zip(scenes_in(judged, "_a"), scenes_in(judged, "_b"), strict=True)
+    proven = np.array([same_scene(*pair) for pair in begun], bool)
     rows, strangers = judged[proven], judged[~proven]
     rows = rows.astype({"success_a": bool, "success_b": bool}).reset_index(drop=True)
     pairing = Pairing(
@@ -88,6 +88,11 @@ def pair_rows(a: pd.DataFrame, b: pd.DataFrame) -> Pairs:
 def scene_of(scene_fingerprint: str, start_fingerprint: str) -> frozenset[str]:
     """What tells the scene of a row from others."""
     return frozenset({scene_fingerprint, start_fingerprint} - {""})
+
+
+def scenes_in(rows: pd.DataFrame, side: str = "") -> list[frozenset[str]]:
+    """`scene_of` every row; the names of its columns end in `side`."""
+    return [*map(scene_of, rows[f"scene_fingerprint{side}"], rows[f"start_fingerprint{side}"])]
 
 
 def same_scene(a: frozenset[str], b: frozenset[str]) -> bool:

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from vla_bench.chains import (
     links_of,
     span_text,
 )
-from vla_bench.compare.pairing import same_scene, scene_of
+from vla_bench.compare.pairing import same_scene, scenes_in
 from vla_bench.rendering.renderers import MARK
 from vla_bench.report.published import CALVIN, LIBERO, NOTICE, CalvinRow, LiberoRow
 from vla_bench.report.sections import Entrant, Found, Section, find_runs, sections_of, short_checkpoint
@@ -276,15 +276,8 @@ def _side_by_side(entrants: Sequence[Entrant]) -> tuple[NDArray[np.float64], NDA
     indexed = [entrant.episodes.set_index(list(KEY)) for entrant in entrants]
     chains = any(are_chains(entrant.episodes) for entrant in entrants)
     scores = pd.concat([_scores(rows, chains) for rows in indexed], axis=1)
-    scenes = pd.concat([_scenes(rows) for rows in indexed], axis=1)
+    scenes = pd.concat([pd.Series(scenes_in(rows), rows.index, object) for rows in indexed], axis=1)
     return scores.to_numpy(float), scenes.to_numpy(object)
-
-
-def _scenes(rows: pd.DataFrame) -> pd.Series[Any]:
-    import pandas as pd
-
-    named = map(scene_of, rows["scene_fingerprint"], rows["start_fingerprint"])
-    return pd.Series([*named], index=rows.index, dtype=object)
 
 
 def _scores(rows: pd.DataFrame, chains: bool) -> pd.Series[float]:
